@@ -62,6 +62,9 @@ FITNESS_INTERVAL_S = 2.0
 DEREGISTER_TIMEOUT_S = 2.0
 """Timeout for deleting the worker's record and consumer from Redis."""
 
+DEAD_LETTERS_TIMEOUT_S = 2.0
+"""Timeout for writing the last dead letters to Redis."""
+
 
 class Worker:
     """One worker, running on one event loop.
@@ -178,7 +181,9 @@ class Worker:
                     await self._run_components(sessions=tasks, components=components)
                     await self._stopped.wait()
                     components.cancel_scope.cancel()
-                await self._deregister()
+                async with anyio.create_task_group() as last:
+                    last.start_soon(self._write_last_dead_letters)
+                    last.start_soon(self._deregister)
             tasks.cancel_scope.cancel()
         log.info("stopped")
 
@@ -270,6 +275,10 @@ class Worker:
                 partial(delete_record, self.redis, self.context.keys, worker_id, leases.consumer),
             ):
                 await self.health.retry(delete)
+
+    async def _write_last_dead_letters(self) -> None:
+        with anyio.move_on_after(DEAD_LETTERS_TIMEOUT_S):
+            await self.context.dead_letters.wait_written()
 
     # -- acquiring sessions
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import pytest
 
 from schemas.keys import Keys
@@ -12,7 +11,6 @@ from schemas.turns import SessionEnded, SessionError, SessionStarted, TurnEnd
 from tests.support.acl import PASSWORD, as_user
 from tests.support.harness import PCM16, Harness, check_order, kinds, words
 from tests.support.polling import eventually, no_longer
-from worker.bus.dead_letters import DeadLetterWriter
 from worker.local.emulator.engines.script import synthesize_words
 
 GOOD = {"session": "bad", "encoding": "pcm_s16le", "sample_rate": "16000"}
@@ -72,22 +70,6 @@ async def test_log_and_dead_letter_refer_to_each_other(
         f"bad: rejected entry {bad} of {harness.prefix}:sessions: field `encoding`"
     )
     assert line.endswith(f"`turnbus dead` has it as {kept.decode()}")
-
-
-async def test_dead_letter_that_cannot_be_stored_is_logged(
-    harness: Harness, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with harness.worker() as worker:
-        dead_letters = DeadLetterWriter(
-            *(harness.redis, worker.health, worker.context.keys),
-            *(worker.context.supervisor.isolate, worker.context.stats.rejected_entries),
-        )
-        dead_letters.put("1-0", "stt:sessions", "bad", "encoding", "no good", {})
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await dead_letters.run()
-    (line,) = (text for text in caplog.messages if "rejected" in text)
-    assert line.endswith("no good (encoding); not kept: the worker stopped first")
 
 
 async def test_dead_key_of_another_type_is_logged_once(

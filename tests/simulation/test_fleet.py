@@ -25,6 +25,9 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 """Plans that once failed, or reach a rare place. A plan stays the same when its seed draws another.
 
 - claimed-twice-with-one-count: after failovers a worker claims an entry again with the same count.
+- dead-letter-while-full: a worker rejects an entry while Redis is full, and is stopped.
+- dead-letter-while-its-server-is-away: a worker rejects an entry, and is killed before the dead
+  letter's server is back; the next one rejects the entry again.
 - early-end: a replay ends a turn early, before the provider's lag is known, and loses its socket.
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
 - hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.

@@ -16,6 +16,7 @@ from schemas.audio import Fields, decode_session
 from schemas.keys import Keys
 from schemas.turns import DeadLetter, decode_record
 from schemas.validation import EntryError
+from worker.bus import scripts
 from worker.bus.client.connection import RedisHealth, describe
 from worker.bus.inspection import announced, iter_entries
 from worker.errors import TurnbusError
@@ -44,14 +45,53 @@ class DeadLetterWriter:
         self._keys = keys
         self._isolate = isolate
         self._counts = counts
-        self._waiting: deque[tuple[str, DeadLetter]] = deque()
+        self._queued: deque[tuple[str, DeadLetter]] = deque()
         self._wake = anyio.Event()
+        self._all_written = anyio.Event()
         self._denied = False
+
+    async def write(
+        self, entry_id: str, session: str, reason: str, detail: str, fields: Fields
+    ) -> None:
+        """Write a rejected session entry, before it is removed; wait until Redis is available."""
+        rejected = self._rejected(entry_id, self._keys.sessions, session, reason, detail, fields)
+        await self._write_and_log(*rejected)
 
     def put(
         self, entry_id: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
-        """Queue a rejected entry for writing; only a session entry keeps its fields."""
+        """Queue for writing what a `session.error` reports too: a killed worker loses the queue."""
+        if not self._queued:
+            self._all_written = anyio.Event()
+        self._queued.append(self._rejected(entry_id, stream, session, reason, detail, fields))
+        self._wake.set()
+
+    async def wait_written(self) -> None:
+        """Wait until everything queued is written."""
+        if self._queued:
+            await self._all_written.wait()
+
+    async def run(self) -> None:
+        """Write what is queued until cancelled; retry what Redis has not confirmed."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                while self._queued:
+                    await self._write_and_log(*self._queued[0])
+                    self._queued.popleft()
+                self._all_written.set()
+        finally:
+            for name, dead in self._queued:
+                _log(name, dead, "not kept: the worker stopped first")
+
+    def _rejected(
+        self, entry_id: str, stream: str, session: str, reason: str, detail: str, fields: Fields
+    ) -> tuple[str, DeadLetter]:
+        """Count a rejected entry; return its session's name for the log, and its dead letter.
+
+        Only a session entry keeps its fields.
+        """
         self._counts[reason] += 1
         traceparent = fields.get(b"traceparent", b"").decode("ascii", "replace")
         name = SessionName(session, traceparent) if session else "no session"
@@ -64,32 +104,26 @@ class DeadLetterWriter:
             size=sum(map(len, fields.values())),
             entry=_as_json(fields) if stream == self._keys.sessions else "",
         )
-        self._waiting.append((name, dead))
-        self._wake.set()
+        return name, dead
 
-    async def run(self) -> None:
-        """Write until cancelled; retry what Redis has not confirmed."""
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake = anyio.Event()
-                while self._waiting:
-                    name, dead = self._waiting[0]
-                    where = "not kept: internal error"  # it must not delay the others
-                    with self._isolate("dead_letters"):
-                        where = await self._write(dead)
-                    self._waiting.popleft()
-                    _log(name, dead, where)
-        finally:
-            for name, dead in self._waiting:
-                _log(name, dead, "not kept: the worker stopped first")
+    async def _write_and_log(self, name: str, dead: DeadLetter) -> None:
+        where = "not kept: internal error"  # it must not delay the others
+        with self._isolate("dead_letters"):
+            where = await self._write(dead)
+        _log(name, dead, where)
 
     async def _write(self, dead: DeadLetter) -> str:
-        """Write an entry and return where it is; an entry that Redis rejects is only logged."""
-        fields: Any = {name: str(value) for name, value in msgspec.structs.asdict(dead).items()}
+        """Write an entry and return where it is; an entry that Redis rejects is only logged.
+
+        A full Redis accepts it: the rejected entry, which is about as large, is removed next.
+        """
+        fields = chain.from_iterable(msgspec.structs.asdict(dead).items())
+        values = ("MAXLEN", "~", MAX_DEAD_LETTERS, "*", *fields)
         try:
-            kept: Any = await self._health.retry(
-                lambda: self._redis.xadd(self._keys.dead, fields, maxlen=MAX_DEAD_LETTERS),
+            kept = await self._health.retry(
+                lambda: scripts.write(
+                    self._redis, key=self._keys.dead, command="XADD", values=values
+                )
             )
         except ResponseError as error:
             reason = describe(error)

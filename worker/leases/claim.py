@@ -134,9 +134,8 @@ class Claimer:
             log.info("%s: claim abandoned (another worker took it)", name)
             return None
         if claim.verdict in _REJECTED:
-            self._context.dead_letters.put(
+            await self._context.dead_letters.write(
                 owned.entry_id,
-                self._context.keys.sessions,
                 entry.session,
                 claim.verdict,
                 _REJECTED[claim.verdict],
@@ -254,12 +253,13 @@ class Claimer:
         return True
 
     async def _reject(self, owned: OwnedEntry, reason: str, why: str) -> None:
-        """Reject a session entry: write a dead letter and, if possible, publish error events."""
+        """Reject a session entry: write a dead letter and, if possible, publish error events.
+
+        The entry is removed last: if this worker stops before, the next one rejects it again.
+        """
         fields = owned.fields
         session, lane = session_id(fields), session_lane(fields)
-        self._context.dead_letters.put(
-            owned.entry_id, self._context.keys.sessions, session or "", reason, why, fields
-        )
+        await self._context.dead_letters.write(owned.entry_id, session or "", reason, why, fields)
         if session is not None and lane is not None:
             named = session_provider(fields)
             common = _common(session, owned.entry_id, session_group(fields), named)

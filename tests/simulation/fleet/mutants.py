@@ -261,6 +261,10 @@ def _drop(*_: object, **__: object) -> None:
     return
 
 
+async def _write_nothing(*_: object) -> None:
+    return
+
+
 def _never(*_: object) -> bool:
     return False
 
@@ -432,7 +436,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     ),
     "no-dead-letter": Mutant(
         "a rejected entry becomes a dead letter",
-        _method(DeadLetterWriter, "put", _drop),
+        _method(DeadLetterWriter, "write", _write_nothing),
     ),
     "rejected-live-session": Mutant(
         "reject.lua leaves a session alone that has a state",

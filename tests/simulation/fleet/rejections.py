@@ -48,8 +48,8 @@ def dead_letter_findings(
 ) -> Iterator[Finding]:
     """Yield dead letters that are missing, repeated, wrong, or of an entry that is not bad.
 
-    With faults, a worker may die when it has written one and not yet removed the entry. It may
-    also die before it has written one: then the events of the session show what happened.
+    With faults, a worker may die when it has written one and not yet removed the entry: then the
+    next one writes it again.
     """
     by_id = {each.entry_id: each for each in rejected}
     for letter in letters:
@@ -62,8 +62,7 @@ def dead_letter_findings(
     counts = Counter(letter.id for letter in letters)
     for each in rejected:
         count = counts[each.entry_id]
-        missing = count == 0 and not (faults and each.kind.published)
-        if missing or (count > 1 and not faults):
+        if count == 0 or (count > 1 and not faults):
             detail = f"{count} dead letters of {each.entry_id} ({each.entry.kind})"
             yield Finding("dead", each.session, detail)
 
