@@ -31,6 +31,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - early-end: a replay ends a turn early, before the provider's lag is known, and loses its socket.
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
 - hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.
+- last-word-before-a-pause: a turn moves to a provider without times, and no audio follows its end.
 - lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - lost-end: Redis loses the end of a session before the worker removes its entry.
 - moved-breaker: a breaker opens while its slot moves; its script may not remove the key first.

@@ -164,16 +164,15 @@ class TurnTracker:
         may_shrink: bool = False,
         bare_text: bool = False,
         exact: bool = False,
-        lag: int = 0,
     ) -> None:
         """Start on a new socket, where the provider has no state of an open turn.
 
         `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
         `bare_text` is whether it writes no space at the beginning of a turn that follows another.
-        `exact` is whether positions are exact; `lag` is that of a provider without times, in bytes.
+        `exact` is whether positions are exact.
         """
         self._exact = exact
-        self._lag = lag
+        self._lag = 0  # of the event that is handled
         self._may_shrink = may_shrink
         self._bare_text = bare_text
         self._provider = ProviderState.NONE
@@ -192,11 +191,14 @@ class TurnTracker:
         text: str | None,
         position: int,
         reason: TurnEndReason = "model",
+        lag: int = 0,
     ) -> list[EventDraft]:
         """Handle one provider event and return drafts to publish; `text` is None without text.
 
-        `reason` is that of the turn's end, if the event ends it.
+        `reason` is that of the turn's end, if the event ends it. `lag` is how much of the session
+        is sent during the lag of a provider without times; 0 while only filler is sent.
         """
+        self._lag = lag
         match TABLE.get((self.published, self._provider, kind), Action.VIOLATION):
             case Action.UPDATE:  # most events
                 return self._update(self.full_transcript(text or ""), position)
@@ -217,18 +219,21 @@ class TurnTracker:
         self.violations += 1
         return []
 
-    def will_end(self, text: str, position: int) -> bool:
+    def will_end(self, text: str, position: int, lag: int = 0) -> bool:
         """Return whether a provider `turn.end` with this text and position would end the turn."""
+        self._lag = lag
         action = TABLE.get((self.published, self._provider, ProviderInput.END))
         return action is Action.END and self._replay_caught_up(self.full_transcript(text), position)
 
     def force_end(self, reason: TurnEndReason) -> list[EventDraft]:
-        """End the open turn, if any, with the longest text known."""
+        """End the open turn, if any, with every word known."""
         if self.state.open is None:
             return []
-        known = self.state.open.transcript
+        known, text = self.state.open.transcript, self._prefix
         # A replay that ended early may have transcribed more than was published.
-        return self._close(self._prefix if covers(self._prefix, known) else known, reason)
+        if not (self._continued and says_more(text, known)):
+            text = join(known, new_text(known, text, self._caught_up))
+        return self._close(text, reason)
 
     def commit_prefix(self, text: str, parting: str | None = None) -> None:
         """Record that the audio of `text`, the beginning of the open turn, will not be replayed.
@@ -376,6 +381,7 @@ class TurnTracker:
         if not self._replay_caught_up(text, position):
             # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
+            self._caught_up = word_count(text)
             self._provider = ProviderState.NONE
             return []
         return self._close(self._final_text(text, position), reason)

@@ -78,6 +78,7 @@ class MessageReceiver:
         "_exact",
         "_failed_flushes",
         "_held_update",
+        "_lag_s",
         "_last_transcript",
         "_lead_in",
         "_ledger",
@@ -123,6 +124,7 @@ class MessageReceiver:
         self.ends_at: int | None = None
         """Session byte at which the worker ends the turn, if the provider sends times."""
         self._exact = False  # the provider sends the times of words
+        self._lag_s = 0.0  # of a provider that sends no times, while this socket lasts
         self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
         self._words: list[Word] = []  # of the open turn's parts that the provider has ended
 
@@ -139,6 +141,7 @@ class MessageReceiver:
     def socket_opened(self, now: float, provider: Provider, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
         self._exact = provider.word_times
+        self._lag_s = self._boundary.usual_lag_s
         self._transcribed_ms = 0.0
         self._words.clear()
         self.ends_at = None
@@ -149,7 +152,6 @@ class MessageReceiver:
             may_shrink=provider.text_may_shrink,
             bare_text=provider.bare_text,
             exact=provider.word_times,
-            lag=self._sender.bytes_of(1_000 * self._boundary.usual_lag_s),
         )
         self._boundary.reset(now)
 
@@ -218,7 +220,8 @@ class MessageReceiver:
         """End the turn, and commit its audio up to its last word."""
         if self._tracker.provider_in_turn:
             self._words += map(self._published_word, event.words)
-        if not self._tracker.will_end(text, place.session_bytes):
+        lag = self._lag(place)
+        if not self._tracker.will_end(text, place.session_bytes, lag):
             self.publish_text()
             self._track(ProviderInput.END, text, place)
             return
@@ -226,7 +229,7 @@ class MessageReceiver:
         flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
         reason = self.flush_reason if flushed else "model"
         times = self._turn_times()
-        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
+        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason, lag)
         last_word_ms = event.words[-1].end_ms if event.words else None
         spoken_until = None if last_word_ms is None else self._sender.sent_at(last_word_ms)
         cut_ms = turn_cut_ms(last_word_ms, self._transcribed_ms)
@@ -314,7 +317,11 @@ class MessageReceiver:
         flushed = self._lifecycle.flushing and not begins
         reason: TurnEndReason = self.flush_reason if flushed else "model"
         drafts = self._tracker.on_input(
-            ProviderInput.END, pending.transcript, pending.arrival.session_bytes, reason
+            ProviderInput.END,
+            pending.transcript,
+            pending.arrival.session_bytes,
+            reason,
+            self._lag(pending.arrival),
         )
         self._commit_and_publish(cut, drafts, spoken_until)
 
@@ -390,7 +397,19 @@ class MessageReceiver:
         return self._last_transcript
 
     def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:
-        self._publish(self._tracker.on_input(kind, text, arrival.session_bytes))
+        lag = self._lag(arrival)
+        self._publish(self._tracker.on_input(kind, text, arrival.session_bytes, lag=lag))
+
+    def _lag(self, arrival: SendPosition) -> int:
+        """Return the lag of a provider that sends no times, in bytes of the session.
+
+        On its own socket that is what was sent in this time before the message. Filler is none of
+        it: after a pause of the producer, the message is about all that was sent.
+        """
+        if self._exact:  # the open turn may have begun at such a provider
+            return self._sender.bytes_of(1_000 * self._lag_s)
+        sent = self._sender.send_log.moment(arrival.at - self._lag_s)
+        return max(0, arrival.session_bytes - sent.session_bytes)
 
     def _publish(
         self,
@@ -452,7 +471,7 @@ class MessageReceiver:
             )
 
     def _on_end(self, text: str, arrival: SendPosition) -> None:
-        if not self._tracker.will_end(text, arrival.session_bytes):
+        if not self._tracker.will_end(text, arrival.session_bytes, self._lag(arrival)):
             if self._tracker.provider_in_turn:
                 self._boundary.on_transcript(text, arrival)
                 self._boundary.on_early_end(arrival)

@@ -645,6 +645,26 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("end@25:hullo, you two", []),
         ("close", ["0 end:hullo, you two (close)"]),
     ],
+    "a turn that ends on an early replayed end with a shorter wording keeps every word": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:'lo u 2", []),
+        ("close", ["0 end:hello you 2 (close)"]),
+    ],
+    "a turn that ends on an early replayed end without new words keeps its text": [
+        *HEARD_HELLO,
+        ("new socket", []),
+        ("start@10", []),
+        ("end@25:'lo", []),
+        ("watchdog", ["0 end:hello you (watchdog)"]),
+    ],
+    "a turn that ends after committed words in a longer wording keeps the others": [
+        *HEARD_HELLO,
+        ("settle:Helloooooo.", []),
+        ("new socket", []),
+        ("close", ["0 end:hello you (close)"]),
+    ],
     "a replay with a shorter wording and more words": [
         *HEARD_HELLO,
         ("new socket", []),
@@ -1018,12 +1038,12 @@ def test_turn_that_a_replay_splits_keeps_its_words_apart(first: str) -> None:
 
 
 def _at_another_kind(*, exact: bool, position: int) -> TurnTracker:
-    """Return a tracker whose open turn began on a socket of the other kind, with a lag of 20."""
+    """Return a tracker whose open turn began on a socket of the other kind."""
     tracker = TurnTracker()
     tracker.socket_opened(exact=not exact)
     tracker.on_input(ProviderInput.START, None, 10)
     tracker.on_input(ProviderInput.UPDATE, "one two", position)
-    tracker.socket_opened(exact=exact, lag=20)
+    tracker.socket_opened(exact=exact)
     tracker.on_input(ProviderInput.START, None, 10)
     return tracker
 
@@ -1043,21 +1063,21 @@ def test_positions_are_compared_across_kinds_of_providers(
     exact: bool, known: int, ended: int, closes: bool
 ) -> None:
     tracker = _at_another_kind(exact=exact, position=known)
-    assert tracker.will_end("ONE", ended) is closes
-    drafts = tracker.on_input(ProviderInput.END, "ONE", ended)
+    assert tracker.will_end("ONE", ended, lag=20) is closes
+    drafts = tracker.on_input(ProviderInput.END, "ONE", ended, lag=20)
     assert bool(drafts) is closes
     assert tracker.open is not closes
 
 
 def test_text_that_grows_has_the_position_of_its_socket() -> None:
     tracker = _at_another_kind(exact=True, position=70)
-    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60)
+    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60, lag=20)
     assert tracker.state.open is not None
     assert (tracker.state.open.transcript_position, tracker.state.open.exact) == (60, True)
-    tracker.socket_opened(exact=True, lag=20)
+    tracker.socket_opened(exact=True)
     tracker.on_input(ProviderInput.START, None, 10)
-    assert not tracker.will_end("1 2", 59)
-    assert tracker.will_end("1 2", 60)
+    assert not tracker.will_end("1 2", 59, lag=20)
+    assert tracker.will_end("1 2", 60, lag=20)
 
 
 @pytest.mark.parametrize(
