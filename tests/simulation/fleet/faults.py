@@ -296,8 +296,10 @@ def _provider_stall(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 
     async def repair() -> None:
         """End every stall between both hosts: one that began earlier may hold messages longer."""
-        late_s = network.stalled_s(provider.host, slot.host) + fleet.plan.latency_ms / 1_000
-        if late_s > MAX_LATE_S:
+        held_s = network.stalled_s(provider.host, slot.host)
+        link = network.link(provider.host, slot.host)
+        slow_s = link.low_s + link.spread_s
+        if held_s + slow_s + fleet.plan.latency_ms / 1_000 > MAX_LATE_S:
             network.cut(provider.host, slot.host)
         network.heal(provider.host, slot.host)
 

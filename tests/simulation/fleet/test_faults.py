@@ -27,21 +27,23 @@ def test_faults_of_the_provider_are_valid(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stalls", "delivers"),
+    ("stalls", "slow_s", "delivers"),
     [
-        ([(0.0, SHORT_S)], True),
-        ([(0.0, LONG_S)], False),
-        ([(0.0, 10.0), (LONG_S, 0.1)], False),  # the end of the short one ends the long one
-        ([(0.0, SHORT_S), (SHORT_S / 2, SHORT_S)], True),
+        ([(0.0, SHORT_S)], 0.0, True),
+        ([(0.0, SHORT_S)], 0.2, False),
+        ([(0.0, LONG_S)], 0.0, False),
+        ([(0.0, 10.0), (LONG_S, 0.1)], 0.0, False),  # the end of the short one ends the long one
+        ([(0.0, SHORT_S), (SHORT_S / 2, SHORT_S)], 0.0, True),
     ],
 )
 @pytest.mark.parametrize("target", [0, 1])
 def test_stall_of_the_provider_delivers_no_late_message(
-    target: int, stalls: list[tuple[float, float]], delivers: bool
+    target: int, stalls: list[tuple[float, float]], slow_s: float, delivers: bool
 ) -> None:
     world = World("stalls")
     fleet = Fleet(FleetPlan(seed=1, workers=2, latency_ms=LATENCY_MS, sessions=()), world)
     provider, slot = fleet.providers[0].host, fleet.slots[target]
+    world.network.set_latency(provider, slot.host, slow_s, slow_s)
     received: list[bytes] = []
 
     async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
