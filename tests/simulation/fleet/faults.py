@@ -294,13 +294,16 @@ def _provider_stall(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     provider, network = _provider(fleet, fault), fleet.world.network
     if not network.connections(slot.host, provider.host):
         return None
-    late = fault.seconds + fleet.plan.latency_ms / 1_000 > MAX_LATE_S
     network.stall(provider.host, slot.host)
     if fault.target % 2:
         network.stall(slot.host, provider.host)
 
     async def repair() -> None:
-        if late:
+        """End every stall between both hosts: one that began earlier may hold messages longer."""
+        held_s = network.stalled_s(provider.host, slot.host)
+        link = network.link(provider.host, slot.host)
+        slow_s = link.low_s + link.spread_s
+        if held_s + slow_s + fleet.plan.latency_ms / 1_000 > MAX_LATE_S:
             network.cut(provider.host, slot.host)
         network.heal(provider.host, slot.host)
 

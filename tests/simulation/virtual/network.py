@@ -130,7 +130,14 @@ class Network:
     def stall(self, a: "Host", b: "Host") -> None:
         """Hold back the data of connections from `a` to `b`; new connections still open."""
         self.log.note(a.name, f"stall on the way to {b.name}")
-        self.link(a, b).stalled = True
+        link = self.link(a, b)
+        if link.stalled_since is None:
+            link.stalled_since = self.loop.now
+
+    def stalled_s(self, a: "Host", b: "Host") -> float:
+        """Return for how long data between two hosts is held back, in either direction."""
+        since = (self.link(a, b).stalled_since, self.link(b, a).stalled_since)
+        return max((self.loop.now - at for at in since if at is not None), default=0.0)
 
     def slow(self, a: "Host", b: "Host", bytes_per_s: float) -> None:
         """Limit the bandwidth of each connection from `a` to `b`."""

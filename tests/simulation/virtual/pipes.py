@@ -50,14 +50,14 @@ class Link:
         self.bytes_per_s: float | None = None
         self.partitioned = False
         """Whether nothing passes, the packets of a new connection included."""
-        self.stalled = False
-        """Whether the data of connections is held back."""
+        self.stalled_since: float | None = None
+        """Time since which the data of connections is held back; None if it is not."""
         self._waiting: list[Callable[[], None]] = []
 
     @property
     def holds(self) -> bool:
         """Whether data is held back."""
-        return self.partitioned or self.stalled
+        return self.partitioned or self.stalled_since is not None
 
     def wait(self, act: Callable[[], None]) -> None:
         """Call a function at `release`."""
@@ -65,7 +65,7 @@ class Link:
 
     def release(self) -> None:
         """Let everything pass again."""
-        self.partitioned = self.stalled = False
+        self.partitioned, self.stalled_since = False, None
         self.bytes_per_s = None
         waiting, self._waiting = self._waiting, []
         for act in waiting:

@@ -400,6 +400,26 @@ def test_stall_holds_data_but_no_new_connection() -> None:
     run(program)
 
 
+def test_stall_lasts_from_the_first_until_it_is_healed() -> None:
+    world = World(1)
+    a, b = world.host("a"), world.host("b")
+
+    async def program() -> None:
+        assert world.network.stalled_s(a, b) == 0
+        world.network.stall(a, b)
+        await anyio.sleep(2)
+        world.network.stall(b, a)
+        world.network.stall(a, b)
+        await anyio.sleep(1)
+        lasted_s = world.network.stalled_s(a, b), world.network.stalled_s(b, a)
+        assert lasted_s == pytest.approx((3, 3))
+        world.network.heal(b, a)
+        assert world.network.stalled_s(a, b) == 0
+
+    world.run(program, limit_s=10)
+    assert world.errors == []
+
+
 def test_slow_link_takes_its_time() -> None:
     async def program(world: World) -> None:
         server, client = await open_pair(world)
