@@ -108,7 +108,8 @@ def test_proposal_before_its_pause_costs_more_than_late_messages() -> None:
     usual_lag_s = 0.1
     kinds = [START, UPDATE, UPDATE, UPDATE, UPDATE, EAGER_END, END]
     times = [0.0, 0.1, 0.85, 1.05, 1.25, 1.36, 1.54]
-    messages = [Message(kind, at, at, False) for kind, at in zip(kinds, times, strict=True)]
+    arrivals = zip(kinds, times, strict=True)
+    messages = [Message(kind, at, at, together=False) for kind, at in arrivals]
     regions = [
         Region(-inf, inf, inf, -0.16, 0),
         Region(-0.16, 0.62, 0.66, 1.05, 0),
