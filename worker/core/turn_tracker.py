@@ -6,9 +6,10 @@ While both agree, the tracker passes events through. They differ if an open turn
 new socket, or if the provider breaks its own rules. Then the table below decides, so that consumers
 always see each turn start once, end once, and never shrink.
 
-Positions are bytes of the session's own audio sent to the provider when the event arrived. If the
-provider sends times, they are exact: the audio that it has transcribed. A session may move between
-providers of both kinds. The two positions of a text then differ by the provider's lag.
+Positions are bytes of the session's own audio sent to the provider when the event arrived. While
+the producer pauses, they stand still; so the time since counts too, in bytes. If the provider sends
+times, positions are exact: the audio that it has transcribed. A session may move between providers
+of both kinds. The two positions of a text then differ by the provider's lag.
 """
 
 from collections.abc import Mapping
@@ -102,6 +103,7 @@ class TurnTracker:
         "_continued",
         "_eager_published",
         "_exact",
+        "_idle",
         "_is_replay",
         "_jitter",
         "_lag",
@@ -164,15 +166,17 @@ class TurnTracker:
         may_shrink: bool = False,
         bare_text: bool = False,
         exact: bool = False,
+        lag: int = 0,
     ) -> None:
         """Start on a new socket, where the provider has no state of an open turn.
 
         `may_shrink` is whether the provider revises the text of a turn, so that its last is best.
         `bare_text` is whether it writes no space at the beginning of a turn that follows another.
-        `exact` is whether positions are exact.
+        `exact` is whether positions are exact; `lag` is that of a provider without times, in bytes.
         """
         self._exact = exact
-        self._lag = 0  # of the event that is handled
+        self._lag = lag
+        self._idle = 0
         self._may_shrink = may_shrink
         self._bare_text = bare_text
         self._provider = ProviderState.NONE
@@ -191,14 +195,14 @@ class TurnTracker:
         text: str | None,
         position: int,
         reason: TurnEndReason = "model",
-        lag: int = 0,
+        idle: int = 0,
     ) -> list[EventDraft]:
         """Handle one provider event and return drafts to publish; `text` is None without text.
 
-        `reason` is that of the turn's end, if the event ends it. `lag` is how much of the session
-        is sent during the lag of a provider without times; 0 while only filler is sent.
+        `reason` is that of the turn's end, if the event ends it. `idle` is how much more would have
+        been sent by now if the audio had not paused; 0 if the provider sends times.
         """
-        self._lag = lag
+        self._idle = idle
         match TABLE.get((self.published, self._provider, kind), Action.VIOLATION):
             case Action.UPDATE:  # most events
                 return self._update(self.full_transcript(text or ""), position)
@@ -219,9 +223,9 @@ class TurnTracker:
         self.violations += 1
         return []
 
-    def will_end(self, text: str, position: int, lag: int = 0) -> bool:
+    def will_end(self, text: str, position: int, idle: int = 0) -> bool:
         """Return whether a provider `turn.end` with this text and position would end the turn."""
-        self._lag = lag
+        self._idle = idle
         action = TABLE.get((self.published, self._provider, ProviderInput.END))
         return action is Action.END and self._replay_caught_up(self.full_transcript(text), position)
 
@@ -294,7 +298,7 @@ class TurnTracker:
 
     def _replay_caught_up(self, text: str, position: int) -> bool:
         """Return whether a replay has caught up with the text that consumers saw."""
-        if position >= self._known_position:
+        if position + self._idle >= self._known_position:
             return True
         return text.startswith(self._known.transcript.rstrip(SPACES))
 
@@ -302,9 +306,10 @@ class TurnTracker:
     def _known_position(self) -> int:
         """Position on this socket of the text that consumers saw."""
         known = self._known
+        position = known.transcript_position + known.idle
         if known.exact == self._exact:
-            return known.transcript_position
-        return known.transcript_position + (self._lag if known.exact else -self._lag)
+            return position
+        return position + (self._lag if known.exact else -self._lag)
 
     @property
     def _known(self) -> OpenTurn:
@@ -328,6 +333,7 @@ class TurnTracker:
                 known,
                 transcript=merged,
                 transcript_position=position,
+                idle=self._idle,
                 exact=self._exact,
                 eager=False,
             )
@@ -358,6 +364,7 @@ class TurnTracker:
                 known,
                 transcript=merged,
                 transcript_position=position if grown else known.transcript_position,
+                idle=self._idle if grown else known.idle,
                 exact=self._exact if grown else known.exact,
                 eager=True,
                 eager_transcript=merged,

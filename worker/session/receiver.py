@@ -41,6 +41,8 @@ class _PendingEnd(NamedTuple):
 
     transcript: str
     arrival: SendPosition
+    idle: int
+    """As in `TurnTracker.on_input`."""
 
 
 class _HeldUpdate(NamedTuple):
@@ -48,6 +50,7 @@ class _HeldUpdate(NamedTuple):
 
     transcript: str
     arrival: SendPosition
+    idle: int
 
 
 class _EagerPause(NamedTuple):
@@ -78,7 +81,6 @@ class MessageReceiver:
         "_exact",
         "_failed_flushes",
         "_held_update",
-        "_lag_s",
         "_last_transcript",
         "_lead_in",
         "_ledger",
@@ -124,7 +126,6 @@ class MessageReceiver:
         self.ends_at: int | None = None
         """Session byte at which the worker ends the turn, if the provider sends times."""
         self._exact = False  # the provider sends the times of words
-        self._lag_s = 0.0  # of a provider that sends no times, while this socket lasts
         self._transcribed_ms = 0.0  # audio of this socket that is transcribed, if it sends times
         self._words: list[Word] = []  # of the open turn's parts that the provider has ended
 
@@ -141,7 +142,6 @@ class MessageReceiver:
     def socket_opened(self, now: float, provider: Provider, *, progressed: bool) -> None:
         """Begin on a new socket; `progressed` is whether the last one committed audio."""
         self._exact = provider.word_times
-        self._lag_s = self._boundary.usual_lag_s
         self._transcribed_ms = 0.0
         self._words.clear()
         self.ends_at = None
@@ -152,6 +152,7 @@ class MessageReceiver:
             may_shrink=provider.text_may_shrink,
             bare_text=provider.bare_text,
             exact=provider.word_times,
+            lag=self._sender.bytes_of(1_000 * self._boundary.usual_lag_s),
         )
         self._boundary.reset(now)
 
@@ -220,8 +221,7 @@ class MessageReceiver:
         """End the turn, and commit its audio up to its last word."""
         if self._tracker.provider_in_turn:
             self._words += map(self._published_word, event.words)
-        lag = self._lag(place)
-        if not self._tracker.will_end(text, place.session_bytes, lag):
+        if not self._tracker.will_end(text, place.session_bytes):
             self.publish_text()
             self._track(ProviderInput.END, text, place)
             return
@@ -229,7 +229,7 @@ class MessageReceiver:
         flushed = self.ends_at is not None and place.session_bytes >= self.ends_at
         reason = self.flush_reason if flushed else "model"
         times = self._turn_times()
-        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason, lag)
+        drafts = self._tracker.on_input(ProviderInput.END, text, place.session_bytes, reason)
         last_word_ms = event.words[-1].end_ms if event.words else None
         spoken_until = None if last_word_ms is None else self._sender.sent_at(last_word_ms)
         cut_ms = turn_cut_ms(last_word_ms, self._transcribed_ms)
@@ -298,7 +298,7 @@ class MessageReceiver:
         """Publish held-back text, if any."""
         held, self._held_update = self._held_update, None
         if held is not None:
-            self._track(ProviderInput.UPDATE, held.transcript, held.arrival)
+            self._track(ProviderInput.UPDATE, held.transcript, held.arrival, held.idle)
 
     def resolve_pending_end(self, *, final: bool, begins: bool = False) -> None:
         """Publish a pending turn end, now that it is known what it covers."""
@@ -321,7 +321,7 @@ class MessageReceiver:
             pending.transcript,
             pending.arrival.session_bytes,
             reason,
-            self._lag(pending.arrival),
+            pending.idle,
         )
         self._commit_and_publish(cut, drafts, spoken_until)
 
@@ -396,20 +396,11 @@ class MessageReceiver:
             self._last_transcript = event.text
         return self._last_transcript
 
-    def _track(self, kind: ProviderInput, text: str | None, arrival: SendPosition) -> None:
-        lag = self._lag(arrival)
-        self._publish(self._tracker.on_input(kind, text, arrival.session_bytes, lag=lag))
-
-    def _lag(self, arrival: SendPosition) -> int:
-        """Return the lag of a provider that sends no times, in bytes of the session.
-
-        On its own socket that is what was sent in this time before the message. Filler is none of
-        it: after a pause of the producer, the message is about all that was sent.
-        """
-        if self._exact:  # the open turn may have begun at such a provider
-            return self._sender.bytes_of(1_000 * self._lag_s)
-        sent = self._sender.send_log.moment(arrival.at - self._lag_s)
-        return max(0, arrival.session_bytes - sent.session_bytes)
+    def _track(
+        self, kind: ProviderInput, text: str | None, arrival: SendPosition, idle: int = 0
+    ) -> None:
+        drafts = self._tracker.on_input(kind, text, arrival.session_bytes, idle=idle)
+        self._publish(drafts)
 
     def _publish(
         self,
@@ -428,11 +419,11 @@ class MessageReceiver:
         """Whether an update is held back because the last one is too recent."""
         return self._tracker.grows and not self._throttle.is_due(self._now)
 
-    def _hold(self, text: str, arrival: SendPosition) -> None:
+    def _hold(self, text: str, arrival: SendPosition, idle: int) -> None:
         """Hold an update back, unless a longer one is held already."""
         held = self._held_update
         if held is None or len(text) >= len(held.transcript):
-            self._held_update = _HeldUpdate(text, arrival)
+            self._held_update = _HeldUpdate(text, arrival, idle)
         self._state.next_tick_at = 0.0
 
     def _supersede(self, text: str) -> None:
@@ -443,22 +434,22 @@ class MessageReceiver:
             self._held_update = None
         self.publish_text()
 
-    def _update_text(self, text: str, arrival: SendPosition) -> None:
+    def _update_text(self, text: str, arrival: SendPosition, idle: int = 0) -> None:
         if self._is_throttled():
-            self._hold(text, arrival)
+            self._hold(text, arrival, idle)
         else:
             self._supersede(text)
-            self._track(ProviderInput.UPDATE, text, arrival)
+            self._track(ProviderInput.UPDATE, text, arrival, idle)
 
     def _on_update(self, text: str, arrival: SendPosition) -> None:
-        self._update_text(text, arrival)
+        self._update_text(text, arrival, self._sender.idle_bytes(arrival.at))
         if self._tracker.provider_in_turn:
             self._boundary.on_transcript(text, arrival)
             self._commit_pause(text)
 
     def _on_eager_end(self, text: str, arrival: SendPosition) -> None:
         self._supersede(text)
-        self._track(ProviderInput.EAGER_END, text, arrival)
+        self._track(ProviderInput.EAGER_END, text, arrival, self._sender.idle_bytes(arrival.at))
         if not self._tracker.provider_in_turn:
             return
         self._boundary.on_transcript(text, arrival)
@@ -471,15 +462,16 @@ class MessageReceiver:
             )
 
     def _on_end(self, text: str, arrival: SendPosition) -> None:
-        if not self._tracker.will_end(text, arrival.session_bytes, self._lag(arrival)):
+        idle = self._sender.idle_bytes(arrival.at)
+        if not self._tracker.will_end(text, arrival.session_bytes, idle):
             if self._tracker.provider_in_turn:
                 self._boundary.on_transcript(text, arrival)
                 self._boundary.on_early_end(arrival)
             self.publish_text()
-            self._track(ProviderInput.END, text, arrival)
+            self._track(ProviderInput.END, text, arrival, idle)
             return
         self._boundary.on_transcript(text, arrival)
-        self._pending_end = _PendingEnd(text, arrival)
+        self._pending_end = _PendingEnd(text, arrival, idle)
         if not self._lifecycle.flushing and not self._boundary.waiting:
             self.resolve_pending_end(final=False)
 

@@ -18,6 +18,9 @@ from worker.telemetry.counters import Counters
 BUFFER_MS = 400
 """Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
 
+MAX_IDLE_MS = 1_500
+"""Maximum pause of the audio that counts: no text arrives so much later than its audio."""
+
 FILLER_DELAY_S = 0.5
 """Minimum pause of the producer before filler is sent, or twice the length of its chunks."""
 
@@ -170,6 +173,11 @@ class AudioSender:
             self._levels.add(audio)
         self._send_bytes(stream, audio, now, own=size)
         return True
+
+    def idle_bytes(self, at: float) -> int:
+        """Return how much more would have been sent by `at` if the audio had not paused."""
+        idle_ms = (at - self._busy_at) * 1_000 - self.chunk_ms
+        return self.bytes_of(min(idle_ms, MAX_IDLE_MS)) if idle_ms > 0 else 0
 
     def sent_fast_within(self, seconds: float) -> bool:
         """Whether audio was sent faster than real time on this socket in the last `seconds`."""

@@ -56,6 +56,8 @@ class _Known:
         self.probe_until_s = 0.0
         self.tried_s = 0.0
         """Time of the opening, or of the last probe."""
+        self.unsure_until_s = 0.0
+        """Time until which Redis may count failures that are not known."""
         self.expires_s = 0.0
         """Earliest time at which Redis removes an open breaker that no session tries."""
 
@@ -83,6 +85,7 @@ class BreakerHistory:
             self._unknown.discard(report.provider)
             self._adopt(known, report)
             known.expires_s = report.at_s
+            known.unsure_until_s = report.at_s + WINDOW_S
             if report.state == "probing":
                 known.prober, known.probe_until_s = _UNKNOWN, report.at_s + PROBE_S
             return
@@ -107,7 +110,8 @@ class BreakerHistory:
             at_most = len(_counted(before, report))
             if surely >= FAILURES and report.state == "closed":
                 yield f"{now:.1f} s: closed after {surely} failures"
-            if at_most < FAILURES and report.state != "closed":
+            unsure = now < known.unsure_until_s
+            if at_most < FAILURES and report.state != "closed" and not unsure:
                 yield f"{now:.1f} s: {report.state} after {at_most} failures"
         elif report.state == "closed":
             yield f"{now:.1f} s: closed without a probe that succeeded"

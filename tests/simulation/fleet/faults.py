@@ -321,15 +321,18 @@ def _provider_away(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
 def _provider_slow(fleet: Fleet, fault: Fault, slot: Slot) -> Repair | None:
     """Make the provider's messages later: together with its latency at most `MAX_LATE_S`.
 
-    All are late by about the same time. Pure calls have single late messages: without word times a
-    worker does not find each turn's end among them (guarantees, "How exact the end of a turn is").
+    All of a socket are late by about the same time, so sockets are lost when that changes. Pure
+    calls have single late messages and stalls: without word times a worker does not find each
+    turn's end among them (guarantees, "How exact the end of a turn is").
     """
     provider, network = _provider(fleet, fault), fleet.world.network
     most_s = max(0.1, MAX_LATE_S - fleet.plan.latency_ms / 1_000) * 0.8
     network.set_latency(provider.host, slot.host, most_s * 0.9, most_s)
+    network.cut(provider.host, slot.host)
 
     async def repair() -> None:
         network.set_latency(provider.host, slot.host, *LATENCY_S)
+        network.cut(provider.host, slot.host)
 
     return repair
 

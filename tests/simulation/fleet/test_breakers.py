@@ -116,6 +116,18 @@ def test_forgotten_history_begins_anew() -> None:
     assert history.openings == 1
 
 
+def test_failures_of_a_forgotten_history_may_still_count() -> None:
+    history = BreakerHistory()
+    history.add(exchange(1, "closed", "s", "s", "s"))
+    history.forget()
+    history.add(exchange(3, "closed"))
+    history.add(exchange(4, "open", "t", "t"))
+    assert history.findings == []
+    history.add(exchange(5, "closed", probe="ok"))
+    history.add(exchange(14, "open", "s", "s"))
+    assert len(history.findings) == 1
+
+
 def test_breaker_of_a_forgotten_history_may_expire_at_any_time() -> None:
     history = BreakerHistory()
     for run in OPENED:

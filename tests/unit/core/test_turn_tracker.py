@@ -1038,12 +1038,12 @@ def test_turn_that_a_replay_splits_keeps_its_words_apart(first: str) -> None:
 
 
 def _at_another_kind(*, exact: bool, position: int) -> TurnTracker:
-    """Return a tracker whose open turn began on a socket of the other kind."""
+    """Return a tracker whose open turn began on a socket of the other kind, with a lag of 20."""
     tracker = TurnTracker()
     tracker.socket_opened(exact=not exact)
     tracker.on_input(ProviderInput.START, None, 10)
     tracker.on_input(ProviderInput.UPDATE, "one two", position)
-    tracker.socket_opened(exact=exact)
+    tracker.socket_opened(exact=exact, lag=20)
     tracker.on_input(ProviderInput.START, None, 10)
     return tracker
 
@@ -1063,21 +1063,36 @@ def test_positions_are_compared_across_kinds_of_providers(
     exact: bool, known: int, ended: int, closes: bool
 ) -> None:
     tracker = _at_another_kind(exact=exact, position=known)
-    assert tracker.will_end("ONE", ended, lag=20) is closes
-    drafts = tracker.on_input(ProviderInput.END, "ONE", ended, lag=20)
+    assert tracker.will_end("ONE", ended) is closes
+    drafts = tracker.on_input(ProviderInput.END, "ONE", ended)
     assert bool(drafts) is closes
     assert tracker.open is not closes
 
 
+@pytest.mark.parametrize(
+    ("idle", "closes"), [(0, False), (14, False), (15, True), (40, True)], ids=str
+)
+def test_time_counts_while_the_audio_pauses(idle: int, *, closes: bool) -> None:
+    """All audio was sent before the text arrived, and before the replay ends a turn."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "one two three", 60, idle=15)
+    tracker.socket_opened()
+    tracker.on_input(ProviderInput.START, None, 50)
+    assert tracker.will_end("one two", 60, idle) is closes
+    drafts = tracker.on_input(ProviderInput.END, "one two", 60, idle=idle)
+    assert bool(drafts) is closes
+
+
 def test_text_that_grows_has_the_position_of_its_socket() -> None:
     tracker = _at_another_kind(exact=True, position=70)
-    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60, lag=20)
+    tracker.on_input(ProviderInput.UPDATE, "ONE TWO THREE", 60)
     assert tracker.state.open is not None
     assert (tracker.state.open.transcript_position, tracker.state.open.exact) == (60, True)
-    tracker.socket_opened(exact=True)
+    tracker.socket_opened(exact=True, lag=20)
     tracker.on_input(ProviderInput.START, None, 10)
-    assert not tracker.will_end("1 2", 59, lag=20)
-    assert tracker.will_end("1 2", 60, lag=20)
+    assert not tracker.will_end("1 2", 59)
+    assert tracker.will_end("1 2", 60)
 
 
 @pytest.mark.parametrize(

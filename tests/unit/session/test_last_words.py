@@ -67,9 +67,10 @@ class _Call:
         )
         self.receiver.socket_opened(LATER, CARTESIA, progressed=True)
         self.sender.attach(Line(), LATER)
-        audio = bytes(AUDIO.bytes_per_s * 11 // 10)
-        state.ledger.admit("1-0", AudioEntry(audio=audio))
-        self.sender.enqueue(audio)
+        chunk = bytes(AUDIO.bytes_per_s // 10)
+        for number in range(11):
+            state.ledger.admit(f"{number}-0", AudioEntry(audio=chunk))
+            self.sender.enqueue(chunk)
         self.sender.drain(LATER)
 
     def fill(self, seconds: float) -> None:
@@ -85,9 +86,9 @@ class _Call:
             self.receiver.on_turn_event(TurnEvent(kind, text), arrival)
 
 
-@pytest.mark.parametrize("after_s", [LAG_S, 0.5, 2.0])
+@pytest.mark.parametrize("after_s", [0.4, 0.5, 2.0])
 def test_filler_after_the_last_word_lets_the_turn_end(after_s: float) -> None:
-    """What arrives by its lag after the last audio is about all of it."""
+    """What arrives by its lag, and a chunk, after the last audio is about all of it."""
     call = _Call()
     call.fill(after_s)
     call.end(after_s)
@@ -96,8 +97,8 @@ def test_filler_after_the_last_word_lets_the_turn_end(after_s: float) -> None:
 
 def test_end_within_the_lag_waits_for_words_that_may_follow() -> None:
     call = _Call()
-    call.fill(0.2)
-    call.end(0.2)
+    call.fill(0.1)
+    call.end(0.1)
     assert call.published.ends == []
 
 
