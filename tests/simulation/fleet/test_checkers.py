@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from schemas.turns import (
+    AudioGap,
     Event,
     SessionEnded,
     SessionError,
@@ -17,7 +18,7 @@ from schemas.turns import (
 )
 from tests.chaos.script import ScriptedSession, Turn
 from tests.simulation.fleet.checkers import Published, Sent, session_findings
-from tests.simulation.fleet.plan import ALWAYS, FleetPlan, FleetSession
+from tests.simulation.fleet.plan import ALWAYS, Fault, FleetPlan, FleetSession
 from worker.local.emulator.engines.base import AudioFormat
 
 SESSION = FleetSession(
@@ -165,6 +166,16 @@ def test_only_a_session_that_always_crashes_may_end_early() -> None:
     assert crashed_rules(*failed, sent=Sent(complete=False)) == ["stuck"]
     assert crashed_rules(*failed, sent=early, session=SESSION) == ["stuck"]
     assert crashed_rules(STARTED, BEGUN, turn_end("w0"), ENDED, sent=early) == ["lost"]
+
+
+@pytest.mark.parametrize(("cuts", "rules"), [(2, ["reported"]), (3, [])])
+def test_gap_is_accepted_after_cuts_in_every_flush(cuts: int, rules: list[str]) -> None:
+    cut = Fault(kind="provider-fault", at_s=1.0, spec="cut@flushed,count=1")
+    plan = replace(PLAN, faults=(cut,) * cuts)
+    gap = (AudioGap, {"missing_ms": 100, "reason": "watchdog"})
+    ended = events(STARTED, BEGUN, turn_end("w0 w1"), gap, ENDED)
+    found = session_findings(plan, SESSION, Sent(), Published(ended))
+    assert [each.rule for each in found] == rules
 
 
 def test_expected_errors_of_bad_audio_are_accepted() -> None:
