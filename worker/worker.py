@@ -181,9 +181,9 @@ class Worker:
                     await self._run_components(sessions=tasks, components=components)
                     await self._stopped.wait()
                     components.cancel_scope.cancel()
-                async with anyio.create_task_group() as last:
-                    last.start_soon(self._write_last_dead_letters)
-                    last.start_soon(self._deregister)
+                async with anyio.create_task_group() as last_tasks:
+                    last_tasks.start_soon(self._wait_for_dead_letters)
+                    last_tasks.start_soon(self._deregister)
             tasks.cancel_scope.cancel()
         log.info("stopped")
 
@@ -276,7 +276,7 @@ class Worker:
             ):
                 await self.health.retry(delete)
 
-    async def _write_last_dead_letters(self) -> None:
+    async def _wait_for_dead_letters(self) -> None:
         with anyio.move_on_after(DEAD_LETTERS_TIMEOUT_S):
             await self.context.dead_letters.wait_written()
 

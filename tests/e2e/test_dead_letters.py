@@ -47,7 +47,7 @@ async def test_next_worker_rejects_what_the_last_could_not_record(
 ) -> None:
     sessions = Keys(harness.prefix).sessions
     hold = _Hold(monkeypatch)
-    async with harness.worker(drain_s=0.0):
+    async with harness.worker(drain_s=0.0, max_sessions=1):
         await _play(harness, "call-1")
         bad = await harness.announce_as({**fields})
         await eventually(lambda: hold.held, "the dead letter")

@@ -49,18 +49,24 @@ class DeadLetterWriter:
         self._wake = anyio.Event()
         self._all_written = anyio.Event()
         self._denied = False
+        self.writes_in_progress = 0
+        """Number of `write` calls that wait for Redis."""
 
     async def write(
         self, entry_id: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
         """Write a rejected session entry, before it is removed; wait until Redis is available."""
         rejected = self._rejected(entry_id, self._keys.sessions, session, reason, detail, fields)
-        await self._write_and_log(*rejected)
+        self.writes_in_progress += 1
+        try:
+            await self._write_and_log(*rejected)
+        finally:
+            self.writes_in_progress -= 1
 
     def put(
         self, entry_id: str, stream: str, session: str, reason: str, detail: str, fields: Fields
     ) -> None:
-        """Queue for writing what a `session.error` reports too: a killed worker loses the queue."""
+        """Queue the dead letter of what a `session.error` reports; a killed worker may lose it."""
         if not self._queued:
             self._all_written = anyio.Event()
         self._queued.append(self._rejected(entry_id, stream, session, reason, detail, fields))
@@ -115,7 +121,7 @@ class DeadLetterWriter:
     async def _write(self, dead: DeadLetter) -> str:
         """Write an entry and return where it is; an entry that Redis rejects is only logged.
 
-        A full Redis accepts it: the rejected entry, which is about as large, is removed next.
+        A full Redis accepts it: a rejected session entry of about its size is removed next.
         """
         fields = chain.from_iterable(msgspec.structs.asdict(dead).items())
         values = ("MAXLEN", "~", MAX_DEAD_LETTERS, "*", *fields)

@@ -163,8 +163,8 @@ class OpenTurn(msgspec.Struct, frozen=True, omit_defaults=True):
     """Longest text published."""
     transcript_position: int = msgspec.field(name="mark", default=0)
     """Position at which that text arrived."""
-    idle: int = 0
-    """How much more would have been sent by then if the audio had not paused, in bytes."""
+    idle_bytes: int = msgspec.field(name="idle", default=0)
+    """Time from sending the last audio to the arrival of that text, in bytes."""
     exact: bool = False
     """Whether that position is the end of the audio that the text covers.
 

@@ -25,10 +25,10 @@ LATE_COST = 3.0
 """Cost of a late message: one in twenty is late, and e to the power of -3 is one in twenty."""
 LATE_COST_PER_S = 1.0
 """Cost of each second of its delay: long delays are rarer, but not by much after a stall."""
-EARLY_S = 0.05
-"""Time by which a message may be early, because the lag varies."""
-EARLY_COST_PER_S = 100.0
-"""Cost of each further second."""
+EARLY_S = 0.1
+"""Time by which a message may be early, because a steady lag varies so much."""
+EARLY_COST_PER_S = 150.0
+"""Cost of each further second: a message cannot arrive before the audio that causes it."""
 NOISE_COST = 3.0
 """Cost of a sound that started no turn, such as a cough."""
 

@@ -6,10 +6,10 @@ While both agree, the tracker passes events through. They differ if an open turn
 new socket, or if the provider breaks its own rules. Then the table below decides, so that consumers
 always see each turn start once, end once, and never shrink.
 
-Positions are bytes of the session's own audio sent to the provider when the event arrived. While
-the producer pauses, they stand still; so the time since counts too, in bytes. If the provider sends
-times, positions are exact: the audio that it has transcribed. A session may move between providers
-of both kinds. The two positions of a text then differ by the provider's lag.
+Positions are bytes of the session's own audio sent to the provider when the event arrived. If the
+provider sends times, they are exact: the audio that it has transcribed. A session may move between
+providers of both kinds. The two positions of a text then differ by the provider's lag. While no
+audio is sent, positions stand still. Then the time since the last audio decides, in bytes.
 """
 
 from collections.abc import Mapping
@@ -103,14 +103,15 @@ class TurnTracker:
         "_continued",
         "_eager_published",
         "_exact",
-        "_idle",
         "_is_replay",
         "_jitter",
+        "_known_here",
         "_lag",
         "_may_shrink",
         "_parting",
         "_prefix",
         "_provider",
+        "_reached_known",
         "_replaying",
         "state",
         "violations",
@@ -176,7 +177,6 @@ class TurnTracker:
         """
         self._exact = exact
         self._lag = lag
-        self._idle = 0
         self._may_shrink = may_shrink
         self._bare_text = bare_text
         self._provider = ProviderState.NONE
@@ -185,8 +185,10 @@ class TurnTracker:
         self._prefix = self.state.open.committed_text if self.state.open else ""
         self._parting = self.state.open.parting if self.state.open else None
         self._continued = False  # the provider ended its turn early; its next turn continues
+        self._reached_known = False  # that end came when as much was sent as for the known text
         self._is_replay = self.open  # the open turn began on another socket
         self._replaying = self.open  # the text that consumers saw is being replayed
+        self._known_here = False  # the text that consumers saw has grown on this socket
         self._caught_up = word_count(self._prefix)  # words that repeat what consumers saw
 
     def on_input(
@@ -195,17 +197,16 @@ class TurnTracker:
         text: str | None,
         position: int,
         reason: TurnEndReason = "model",
-        idle: int = 0,
+        idle_bytes: int = 0,
     ) -> list[EventDraft]:
         """Handle one provider event and return drafts to publish; `text` is None without text.
 
-        `reason` is that of the turn's end, if the event ends it. `idle` is how much more would have
-        been sent by now if the audio had not paused; 0 if the provider sends times.
+        `reason` is that of the turn's end, if the event ends it. `idle_bytes` is the time since the
+        last audio was sent, in bytes; 0 if the provider sends times.
         """
-        self._idle = idle
         match TABLE.get((self.published, self._provider, kind), Action.VIOLATION):
             case Action.UPDATE:  # most events
-                return self._update(self.full_transcript(text or ""), position)
+                return self._update(self.full_transcript(text or ""), position, idle_bytes)
             case Action.START:
                 self._provider = ProviderState.SPEAKING
                 begun = OpenTurn(transcript_position=position, exact=self._exact)
@@ -215,28 +216,35 @@ class TurnTracker:
                 self._provider = ProviderState.SPEAKING
                 return []
             case Action.EAGER_END:
-                return self._eager_end(self.full_transcript(text or ""), position)
+                return self._eager_end(self.full_transcript(text or ""), position, idle_bytes)
             case Action.RESUME:
                 return self._resume()
             case Action.END:
-                return self._end(self.full_transcript(text or ""), position, reason)
+                return self._end(self.full_transcript(text or ""), position, reason, idle_bytes)
         self.violations += 1
         return []
 
-    def will_end(self, text: str, position: int, idle: int = 0) -> bool:
+    def will_end(self, text: str, position: int, idle_bytes: int = 0) -> bool:
         """Return whether a provider `turn.end` with this text and position would end the turn."""
-        self._idle = idle
         action = TABLE.get((self.published, self._provider, ProviderInput.END))
-        return action is Action.END and self._replay_caught_up(self.full_transcript(text), position)
+        if action is not Action.END:
+            return False
+        return self._replay_caught_up(self.full_transcript(text), position, idle_bytes)
 
     def force_end(self, reason: TurnEndReason) -> list[EventDraft]:
-        """End the open turn, if any, with every word known."""
+        """End the open turn, if any, with its published text.
+
+        A replay that ended early may have transcribed more. If its text is shorter, its last words
+        are new only if the audio of the published text was sent before.
+        """
         if self.state.open is None:
             return []
         known, text = self.state.open.transcript, self._prefix
-        # A replay that ended early may have transcribed more than was published.
-        if not (self._continued and says_more(text, known)):
-            text = join(known, new_text(known, text, self._caught_up))
+        if not self._continued:
+            text = known
+        elif not says_more(text, known):
+            added = new_text(known, text, self._caught_up) if self._reached_known else ""
+            text = join(known, added)
         return self._close(text, reason)
 
     def commit_prefix(self, text: str, parting: str | None = None) -> None:
@@ -279,7 +287,7 @@ class TurnTracker:
             return leading_space(known) + text.lstrip(SPACES)
         return text
 
-    def _merged(self, text: str, position: int) -> str:
+    def _merged(self, text: str, position: int, idle_bytes: int) -> str:
         """Return the text that consumers should see now: never less than they saw."""
         known = self._known
         if not self._is_replay:
@@ -287,7 +295,7 @@ class TurnTracker:
         words = word_count(text)
         if position <= self._known_position + self._jitter:
             self._caught_up = words
-        if not self._replay_caught_up(text, position):
+        if not self._replay_caught_up(text, position, idle_bytes):
             return known.transcript
         caught_up, self._caught_up = self._caught_up, words
         alike = text.startswith(known.transcript.rstrip(SPACES))
@@ -296,20 +304,30 @@ class TurnTracker:
         # The new wording is shorter, and may still contain more words.
         return join(known.transcript, new_text(known.transcript, text, caught_up))
 
-    def _replay_caught_up(self, text: str, position: int) -> bool:
+    def _replay_caught_up(self, text: str, position: int, idle_bytes: int) -> bool:
         """Return whether a replay has caught up with the text that consumers saw."""
-        if position + self._idle >= self._known_position:
+        known = self._known
+        if not self._is_replay or self._known_here:
+            return True  # positions only grow
+        if text.startswith(known.transcript.rstrip(SPACES)):
             return True
-        return text.startswith(self._known.transcript.rstrip(SPACES))
+        if self._exact or position < known.transcript_position:
+            return position >= self._known_position
+        idle_position = position + idle_bytes
+        if known.exact:
+            return idle_position >= self._known_position
+        # All audio may have been sent when the texts arrived. The one that came sooner after it
+        # covers less, if the other one begins with it.
+        begins = known.transcript.startswith(text.rstrip(SPACES))
+        return not begins or idle_position >= known.transcript_position + known.idle_bytes
 
     @property
     def _known_position(self) -> int:
         """Position on this socket of the text that consumers saw."""
         known = self._known
-        position = known.transcript_position + known.idle
         if known.exact == self._exact:
-            return position
-        return position + (self._lag if known.exact else -self._lag)
+            return known.transcript_position
+        return known.transcript_position + (self._lag if known.exact else -self._lag)
 
     @property
     def _known(self) -> OpenTurn:
@@ -320,30 +338,30 @@ class TurnTracker:
     def _revise(self, known: OpenTurn) -> None:
         self.state = TurnState(self.state.turn, known)
 
-    def _update(self, text: str, position: int) -> list[EventDraft]:
+    def _update(self, text: str, position: int, idle_bytes: int) -> list[EventDraft]:
         known = self._known
         # Outside a replay a text that says more covers the known one: there is nothing to merge.
-        merged = self._merged(text, position) if self._is_replay else text
+        merged = self._merged(text, position, idle_bytes) if self._is_replay else text
         if not says_more(merged, known.transcript):
             return []
-        self._replaying = False
+        self._replaying, self._known_here = False, True
         drafts = self._after_resume(EventDraft("turn.update", self.state.turn, merged))
         self._revise(
             replace(
                 known,
                 transcript=merged,
                 transcript_position=position,
-                idle=self._idle,
+                idle_bytes=idle_bytes,
                 exact=self._exact,
                 eager=False,
             )
         )
         return drafts
 
-    def _eager_end(self, text: str, position: int) -> list[EventDraft]:
+    def _eager_end(self, text: str, position: int, idle_bytes: int) -> list[EventDraft]:
         known = self._known
         self._provider = ProviderState.EAGER
-        merged = self._merged(text, position)
+        merged = self._merged(text, position, idle_bytes)
         grown = says_more(merged, known.transcript)
         # Lag differs between sockets, so the position alone does not identify an old eager end.
         begun = text.rstrip(SPACES)
@@ -352,19 +370,20 @@ class TurnTracker:
             and begun != known.transcript.rstrip(SPACES)
             and known.transcript.startswith(begun)
         )
-        self._eager_published = self._replay_caught_up(text, position) and not old
+        self._eager_published = self._replay_caught_up(text, position, idle_bytes) and not old
         if not self._eager_published:
             return []
         seen = known.eager_transcript
         if seen is not None and same_but_space(merged, seen) and (known.eager or self._replaying):
             return []  # consumers received this eager end already
+        self._known_here = self._known_here or grown
         drafts = self._after_resume(EventDraft("turn.eager_end", self.state.turn, merged))
         self._revise(
             replace(
                 known,
                 transcript=merged,
                 transcript_position=position if grown else known.transcript_position,
-                idle=self._idle if grown else known.idle,
+                idle_bytes=idle_bytes if grown else known.idle_bytes,
                 exact=self._exact if grown else known.exact,
                 eager=True,
                 eager_transcript=merged,
@@ -384,19 +403,22 @@ class TurnTracker:
         self._revise(replace(known, eager=False))
         return [EventDraft("turn.resume", self.state.turn)]
 
-    def _end(self, text: str, position: int, reason: TurnEndReason) -> list[EventDraft]:
-        if not self._replay_caught_up(text, position):
+    def _end(
+        self, text: str, position: int, reason: TurnEndReason, idle_bytes: int
+    ) -> list[EventDraft]:
+        if not self._replay_caught_up(text, position, idle_bytes):
             # The replay ended the turn too early for consumers: the provider's next turn continues.
             self._prefix, self._continued = text, True
+            self._reached_known = position >= self._known.transcript_position
             self._caught_up = word_count(text)
             self._provider = ProviderState.NONE
             return []
-        return self._close(self._final_text(text, position), reason)
+        return self._close(self._final_text(text, position, idle_bytes), reason)
 
-    def _final_text(self, text: str, position: int) -> str:
+    def _final_text(self, text: str, position: int, idle_bytes: int) -> str:
         """Return the text with which the turn ends, given the provider's last text."""
         if not self._may_shrink or is_blank(text):
-            return self._merged(text, position)
+            return self._merged(text, position, idle_bytes)
         known = self._known.transcript
         # White space is no revision: the turn may have begun at a provider that writes more of it.
         return known if same_but_space(text, known) and not covers(text, known) else text

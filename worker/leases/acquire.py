@@ -54,12 +54,19 @@ class SessionAcquirer:
         self.claim_counts: dict[str, int] = {}
         """Delivery count of every claim in progress, by entry."""
         self._raising: set[str] = set()  # entries whose delivery count is being raised
-        self.claims_in_progress = 0
-        """Number of sessions that were found and are not running yet."""
+        self._claiming = 0
         self._removing: set[str] = set()  # dead workers whose records are being deleted
         self._recovery = OrphanRecovery(context.redis, context.keys, context.leases)
         self._recovering = False
         self._searching = False
+
+    @property
+    def claims_in_progress(self) -> int:
+        """Number of sessions that were found and are not running yet.
+
+        A rejected one needs no room, however long its dead letter waits for Redis.
+        """
+        return self._claiming - self._context.dead_letters.writes_in_progress
 
     async def find(self, room: int) -> list[OwnedEntry]:
         """Return up to `room` sessions that this worker now owns: taken over or new.
@@ -141,7 +148,7 @@ class SessionAcquirer:
     def _in_background(self, claim: Callable[[], Awaitable[None]]) -> anyio.Event:
         """Run a claim in its own task; return an event that is set when the claim is done."""
         done = anyio.Event()
-        self.claims_in_progress += 1
+        self._claiming += 1
 
         async def run_claim() -> None:
             try:
@@ -149,7 +156,7 @@ class SessionAcquirer:
                 with self._context.supervisor.isolate("claim"):
                     await claim()
             finally:
-                self.claims_in_progress -= 1
+                self._claiming -= 1
                 done.set()
 
         self._claims.start_soon(run_claim)

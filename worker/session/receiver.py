@@ -13,7 +13,7 @@ from schemas.turns import TurnEndReason, Word
 from worker.core.records import EventDraft, TurnTimes
 from worker.core.send_log import SendPosition
 from worker.core.transcripts import UpdateThrottle, is_blank, parting
-from worker.core.turn_boundary import BURST_GAP_S, ONSET_MARGIN_MS
+from worker.core.turn_boundary import BURST_GAP_S, MAX_PLAUSIBLE_LAG_S, ONSET_MARGIN_MS
 from worker.core.turn_ending import turn_cut_ms
 from worker.core.turn_tracker import ProviderInput
 from worker.session.boundary import TurnBoundaryFinder
@@ -41,7 +41,7 @@ class _PendingEnd(NamedTuple):
 
     transcript: str
     arrival: SendPosition
-    idle: int
+    idle_bytes: int
     """As in `TurnTracker.on_input`."""
 
 
@@ -50,7 +50,7 @@ class _HeldUpdate(NamedTuple):
 
     transcript: str
     arrival: SendPosition
-    idle: int
+    idle_bytes: int
 
 
 class _EagerPause(NamedTuple):
@@ -152,7 +152,7 @@ class MessageReceiver:
             may_shrink=provider.text_may_shrink,
             bare_text=provider.bare_text,
             exact=provider.word_times,
-            lag=self._sender.bytes_of(1_000 * self._boundary.usual_lag_s),
+            lag=self._sender.bytes_of(1_000 * min(self._boundary.usual_lag_s, MAX_PLAUSIBLE_LAG_S)),
         )
         self._boundary.reset(now)
 
@@ -298,7 +298,7 @@ class MessageReceiver:
         """Publish held-back text, if any."""
         held, self._held_update = self._held_update, None
         if held is not None:
-            self._track(ProviderInput.UPDATE, held.transcript, held.arrival, held.idle)
+            self._track(ProviderInput.UPDATE, held.transcript, held.arrival, held.idle_bytes)
 
     def resolve_pending_end(self, *, final: bool, begins: bool = False) -> None:
         """Publish a pending turn end, now that it is known what it covers."""
@@ -321,7 +321,7 @@ class MessageReceiver:
             pending.transcript,
             pending.arrival.session_bytes,
             reason,
-            pending.idle,
+            pending.idle_bytes,
         )
         self._commit_and_publish(cut, drafts, spoken_until)
 
@@ -397,9 +397,9 @@ class MessageReceiver:
         return self._last_transcript
 
     def _track(
-        self, kind: ProviderInput, text: str | None, arrival: SendPosition, idle: int = 0
+        self, kind: ProviderInput, text: str | None, arrival: SendPosition, idle_bytes: int = 0
     ) -> None:
-        drafts = self._tracker.on_input(kind, text, arrival.session_bytes, idle=idle)
+        drafts = self._tracker.on_input(kind, text, arrival.session_bytes, idle_bytes=idle_bytes)
         self._publish(drafts)
 
     def _publish(
@@ -419,11 +419,11 @@ class MessageReceiver:
         """Whether an update is held back because the last one is too recent."""
         return self._tracker.grows and not self._throttle.is_due(self._now)
 
-    def _hold(self, text: str, arrival: SendPosition, idle: int) -> None:
+    def _hold(self, text: str, arrival: SendPosition, idle_bytes: int) -> None:
         """Hold an update back, unless a longer one is held already."""
         held = self._held_update
         if held is None or len(text) >= len(held.transcript):
-            self._held_update = _HeldUpdate(text, arrival, idle)
+            self._held_update = _HeldUpdate(text, arrival, idle_bytes)
         self._state.next_tick_at = 0.0
 
     def _supersede(self, text: str) -> None:
@@ -434,12 +434,12 @@ class MessageReceiver:
             self._held_update = None
         self.publish_text()
 
-    def _update_text(self, text: str, arrival: SendPosition, idle: int = 0) -> None:
+    def _update_text(self, text: str, arrival: SendPosition, idle_bytes: int = 0) -> None:
         if self._is_throttled():
-            self._hold(text, arrival, idle)
+            self._hold(text, arrival, idle_bytes)
         else:
             self._supersede(text)
-            self._track(ProviderInput.UPDATE, text, arrival, idle)
+            self._track(ProviderInput.UPDATE, text, arrival, idle_bytes)
 
     def _on_update(self, text: str, arrival: SendPosition) -> None:
         self._update_text(text, arrival, self._sender.idle_bytes(arrival.at))
@@ -462,16 +462,16 @@ class MessageReceiver:
             )
 
     def _on_end(self, text: str, arrival: SendPosition) -> None:
-        idle = self._sender.idle_bytes(arrival.at)
-        if not self._tracker.will_end(text, arrival.session_bytes, idle):
+        idle_bytes = self._sender.idle_bytes(arrival.at)
+        if not self._tracker.will_end(text, arrival.session_bytes, idle_bytes):
             if self._tracker.provider_in_turn:
                 self._boundary.on_transcript(text, arrival)
                 self._boundary.on_early_end(arrival)
             self.publish_text()
-            self._track(ProviderInput.END, text, arrival, idle)
+            self._track(ProviderInput.END, text, arrival, idle_bytes)
             return
         self._boundary.on_transcript(text, arrival)
-        self._pending_end = _PendingEnd(text, arrival, idle)
+        self._pending_end = _PendingEnd(text, arrival, idle_bytes)
         if not self._lifecycle.flushing and not self._boundary.waiting:
             self.resolve_pending_end(final=False)
 

@@ -11,15 +11,12 @@ from worker.core.ledger import Ledger
 from worker.core.levels import LevelBuffer
 from worker.core.send_limits import FrameLimit, Pacer
 from worker.core.send_log import SendLog, SendPosition
-from worker.core.turn_boundary import LOOKBACK_MS, SentAudio, sent_audio
+from worker.core.turn_boundary import LOOKBACK_MS, MAX_PLAUSIBLE_LAG_S, SentAudio, sent_audio
 from worker.stt.stream import Stream
 from worker.telemetry.counters import Counters
 
 BUFFER_MS = 400
 """Maximum buffered audio before reading stops: enough for one poll interval at replay speed."""
-
-MAX_IDLE_MS = 1_500
-"""Maximum pause of the audio that counts: no text arrives so much later than its audio."""
 
 FILLER_DELAY_S = 0.5
 """Minimum pause of the producer before filler is sent, or twice the length of its chunks."""
@@ -175,9 +172,9 @@ class AudioSender:
         return True
 
     def idle_bytes(self, at: float) -> int:
-        """Return how much more would have been sent by `at` if the audio had not paused."""
-        idle_ms = (at - self._busy_at) * 1_000 - self.chunk_ms
-        return self.bytes_of(min(idle_ms, MAX_IDLE_MS)) if idle_ms > 0 else 0
+        """Return the time from sending the last audio to `at`, in bytes."""
+        idle_s = min(at - self._busy_at, MAX_PLAUSIBLE_LAG_S)
+        return self.bytes_of(1_000 * idle_s) if idle_s > 0 else 0
 
     def sent_fast_within(self, seconds: float) -> bool:
         """Whether audio was sent faster than real time on this socket in the last `seconds`."""
@@ -290,9 +287,10 @@ class AudioSender:
         """
         if self._filled_since is None:
             self._filled_since = until - FILLER_STEP_MS / 1000
-        while (
-            until - self._filled_since
-        ) * 1000 >= self._filled_ms + FILLER_STEP_MS and self._pacer.take(now, FILLER_STEP_MS):
+        while (until - self._filled_since) * 1000 >= self._filled_ms + FILLER_STEP_MS:
+            if not self._pacer.take(now, FILLER_STEP_MS):
+                self._paced_at = now
+                return
             samples = self.bytes_of(FILLER_STEP_MS) // self._width
             self._send_bytes(stream, self._silence * samples, now, own=0)
             self._filler_bytes += samples * self._width

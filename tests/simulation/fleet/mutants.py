@@ -252,9 +252,9 @@ _TWICE = {
 
 
 def _end_at_once(
-    tracker: TurnTracker, text: str, position: int, reason: TurnEndReason
+    tracker: TurnTracker, text: str, position: int, reason: TurnEndReason, idle_bytes: int
 ) -> list[EventDraft]:
-    return tracker._close(tracker._final_text(text, position), reason)
+    return tracker._close(tracker._final_text(text, position, idle_bytes), reason)
 
 
 def _drop(*_: object, **__: object) -> None:

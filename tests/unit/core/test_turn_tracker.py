@@ -645,13 +645,6 @@ SCENARIOS: dict[str, list[tuple[str, list[str]]]] = {
         ("end@25:hullo, you two", []),
         ("close", ["0 end:hullo, you two (close)"]),
     ],
-    "a turn that ends on an early replayed end with a shorter wording keeps every word": [
-        *HEARD_HELLO,
-        ("new socket", []),
-        ("start@10", []),
-        ("end@25:'lo u 2", []),
-        ("close", ["0 end:hello you 2 (close)"]),
-    ],
     "a turn that ends on an early replayed end without new words keeps its text": [
         *HEARD_HELLO,
         ("new socket", []),
@@ -1069,19 +1062,74 @@ def test_positions_are_compared_across_kinds_of_providers(
     assert tracker.open is not closes
 
 
-@pytest.mark.parametrize(
-    ("idle", "closes"), [(0, False), (14, False), (15, True), (40, True)], ids=str
-)
-def test_time_counts_while_the_audio_pauses(idle: int, *, closes: bool) -> None:
-    """All audio was sent before the text arrived, and before the replay ends a turn."""
+def _paused(*, exact: bool = False, idle_bytes: int = 15) -> TurnTracker:
+    """Return a tracker that replays a turn whose producer paused before its text arrived."""
     tracker = TurnTracker()
     tracker.on_input(ProviderInput.START, None, 10)
-    tracker.on_input(ProviderInput.UPDATE, "one two three", 60, idle=15)
-    tracker.socket_opened()
+    tracker.on_input(ProviderInput.UPDATE, "one two three", 60, idle_bytes=idle_bytes)
+    tracker.socket_opened(exact=exact, lag=20)
     tracker.on_input(ProviderInput.START, None, 50)
-    assert tracker.will_end("one two", 60, idle) is closes
-    drafts = tracker.on_input(ProviderInput.END, "one two", 60, idle=idle)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "idle_bytes", "closes"),
+    [
+        ("one two", 60, 0, False),
+        ("one two", 60, 14, False),
+        ("one two", 60, 15, True),
+        ("one two", 70, 4, False),
+        ("one two", 70, 5, True),
+        ("one two", 59, 40, False),  # the replay paused, not the producer
+        ("1 2", 60, 0, True),  # another wording of all of it
+        ("one two three four", 59, 0, True),
+    ],
+)
+def test_end_of_a_replay_in_a_pause(
+    text: str, position: int, idle_bytes: int, *, closes: bool
+) -> None:
+    """All audio was sent before the published text arrived. The time since then decides."""
+    tracker = _paused()
+    assert tracker.will_end(text, position, idle_bytes) is closes
+    drafts = tracker.on_input(ProviderInput.END, text, position, idle_bytes=idle_bytes)
     assert bool(drafts) is closes
+
+
+def test_pause_does_not_count_for_a_provider_with_times() -> None:
+    """Its position cannot pass the last audio, however late the published text arrived."""
+    tracker = _paused(exact=True, idle_bytes=90)
+    assert tracker.will_end("1 2 three.", 60)
+    assert not tracker.will_end("1 2 three.", 39)
+
+
+def test_pause_does_not_count_on_the_socket_of_the_text() -> None:
+    """The text came in a pause. The end comes after more audio, in another wording."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "twenty five", 60, idle_bytes=90)
+    assert tracker.on_input(ProviderInput.EAGER_END, "25", 70)
+    assert tracker.will_end("25.", 80)
+    assert tracker.on_input(ProviderInput.END, "25.", 80)
+
+
+def test_end_after_held_text_ends_the_turn() -> None:
+    """A held update, published with the end, does not move the end before it."""
+    tracker = _paused()
+    assert tracker.will_end("one two", 75)
+    tracker.on_input(ProviderInput.UPDATE, "one two three four", 60, idle_bytes=30)
+    assert tracker.on_input(ProviderInput.END, "one two", 75)
+
+
+def test_forced_end_adds_no_words_of_an_end_that_came_too_early() -> None:
+    """It covers less audio: its last words are another wording of published ones."""
+    tracker = TurnTracker()
+    tracker.on_input(ProviderInput.START, None, 10)
+    tracker.on_input(ProviderInput.UPDATE, "um so I would really like 2,500", 60)
+    tracker.socket_opened()
+    tracker.on_input(ProviderInput.START, None, 20)
+    assert not tracker.on_input(ProviderInput.END, "I'd like two thousand five", 50)
+    (draft,) = tracker.force_end("close")
+    assert draft.transcript == "um so I would really like 2,500"
 
 
 def test_text_that_grows_has_the_position_of_its_socket() -> None:
