@@ -40,6 +40,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - replaced-session: Redis loses a worker's second claim of its session; the first one goes on.
 - restored-while-it-runs: a worker claims the restored entry of a session that it still runs.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
+- slow-socket: all messages of a replay are late, and its start shows by how much.
 - start-with-the-end: the first turn's end and the next start arrive together, from a fast provider.
 - stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.
 """

@@ -86,11 +86,11 @@ def ending_costs(
     expected_at = messages[-1].at - usual_lag_s
     for at, region in enumerate(regions[1:]):
         if not following:
-            costs[at] += _late_cost(expected_at - region.begins_at)
+            costs[at] += late_cost(expected_at - region.begins_at)
         else:
             costs[at] += _early_cost(region.begins_at - expected_at)
             if following == 1:
-                costs[at] += _late_cost(expected_at - region.proposable_at)
+                costs[at] += late_cost(expected_at - region.proposable_at)
     if following:
         costs[-1] = inf
     return costs
@@ -133,13 +133,14 @@ def _cost(message: Message, region: Region, usual_lag_s: float, *, first: bool) 
     early_s = earliest - (message.at - usual_lag_s)
     if early_s > 0 or message.together:
         return _early_cost(early_s)
-    return _late_cost(message.earliest_at - usual_lag_s - latest)
+    return late_cost(message.earliest_at - usual_lag_s - latest)
 
 
 def _early_cost(early_s: float) -> float:
     return max(0.0, early_s - EARLY_S) * EARLY_COST_PER_S
 
 
-def _late_cost(delay_s: float) -> float:
+def late_cost(delay_s: float) -> float:
+    """Return the cost of a message that arrives this long after the usual lag."""
     late_s = delay_s - ON_TIME_S
     return LATE_COST + LATE_COST_PER_S * late_s if late_s > 0 else 0.0

@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 from worker.core.levels import FRAME_MS
 from worker.core.send_log import SendLog, SendPosition
-from worker.core.turn_alignment import Message, Region, ending_costs
+from worker.core.turn_alignment import ON_TIME_S, Message, Region, ending_costs, late_cost
 
 # -- Constants. A number without an origin is a choice; `tests/simulation` measures what it does.
 
@@ -69,6 +69,7 @@ MIN_ONSET_DETECTION_S = 0.03
 """Minimum sound that the provider needs before it sends `turn.start`."""
 MAX_ONSET_DETECTION_S = 0.2
 """Maximum sound that the provider needs before it sends `turn.start`."""
+TYPICAL_ONSET_DETECTION_S = (MIN_ONSET_DETECTION_S + MAX_ONSET_DETECTION_S) / 2
 
 NOISE_CEILING = 2_000
 """Maximum level of noise, even if no frame is quieter: -24 dB of `FULL_SCALE`."""
@@ -551,6 +552,13 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
     regions, pause_at = _regions(history)
     following = max(1, waiting) if begins else 0
     costs = ending_costs(regions, history.messages, usual_s, following)
+    for onset in history.onsets:
+        # The provider may be slow on this socket. Then all messages are as late as `turn.start`.
+        lag_s = history.start.sent.at - onset.sent_at - TYPICAL_ONSET_DETECTION_S
+        if lag_s > usual_s + ON_TIME_S:
+            slow = ending_costs(regions, history.messages, lag_s, following)
+            slower = late_cost(lag_s - usual_s)
+            costs = [min(cost, other + slower) for cost, other in zip(costs, slow, strict=True)]
     best = min(pauses, key=lambda pause: costs[pause_at[pause.sent]])
     return [best] if costs[pause_at[best.sent]] < inf else pauses
 

@@ -316,10 +316,11 @@ class TurnTracker:
         idle_position = position + idle_bytes
         if known.exact:
             return idle_position >= self._known_position
-        # All audio may have been sent when the texts arrived. The one that came sooner after it
-        # covers less, if the other one begins with it.
-        begins = known.transcript.startswith(text.rstrip(SPACES))
-        return not begins or idle_position >= known.transcript_position + known.idle_bytes
+        # All audio may have been sent when the texts arrived. One with fewer words that came sooner
+        # after it covers less.
+        if word_count(text) >= word_count(known.transcript):
+            return True
+        return idle_position >= known.transcript_position + known.idle_bytes
 
     @property
     def _known_position(self) -> int:

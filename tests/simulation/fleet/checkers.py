@@ -8,10 +8,11 @@ from tests.chaos.script import spans
 from tests.chaos.signals import Signals, signal_violations
 from tests.simulation.fleet.bad_entries import BAD_AUDIO
 from tests.simulation.fleet.history import Finding
-from tests.simulation.fleet.plan import FleetPlan, FleetSession
+from tests.simulation.fleet.plan import MAX_LATE_S, FleetPlan, FleetSession
 from tests.simulation.fleet.rejections import AppendedAudio, bad_audio_findings
 from worker.bench.checker import Appended, Expected, Violation, ended_words, violations
 from worker.local.emulator.engines.script_text import STYLES
+from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.receiver import MAX_FLUSH_ATTEMPTS
 
 
@@ -73,7 +74,8 @@ def session_findings(
     )
     found = [each for each in violations(expected, events) if not _is_revision(each, events)]
     if plan.hasty_share:
-        found = [each for each in found if not _is_repeated_at_a_cut(each, found)]
+        most = _most_repeated(plan)
+        found = [each for each in found if not _is_repeated_at_a_cut(each, found, most)]
     if _lost_flushes(plan) >= MAX_FLUSH_ATTEMPTS:
         found = [each for each in found if not _is_end_without_answer(each)]
     if session.bad_audio is not None:
@@ -100,17 +102,29 @@ def _is_end_without_answer(violation: Violation) -> bool:
     return violation.rule == "reported" and "(watchdog)" in violation.detail
 
 
-def _is_repeated_at_a_cut(violation: Violation, found: Sequence[Violation]) -> bool:
-    """Return whether a single word is repeated, because a replay divides the audio in another way.
+def _most_repeated(plan: FleetPlan) -> int:
+    """Return how many words in a row a replay may repeat that divides the audio in another way.
 
     The provider sends no times, so a worker compares how much it had sent when texts arrived. An
-    end that a replay has one word sooner may seem to have that word (guarantees, "Not promised").
+    end that a replay has one word sooner may seem to have that word. On a slower socket these are
+    the words of the additional lag (guarantees, "How exact the end of a turn is").
     """
+    if not any(fault.kind == "provider-slow" for fault in plan.faults):
+        return 1
+    return 1 + int(MAX_LATE_S * plan.replay_speed * 1_000 / WORD_MS)
+
+
+def _is_repeated_at_a_cut(violation: Violation, found: Sequence[Violation], most: int) -> bool:
+    """Return whether a word is repeated once, as one of at most `most` in a row."""
     repeated = {int(each.detail.split()[1]) for each in found if each.rule == "repeated"}
     if violation.rule != "repeated" or not violation.detail.endswith(" 2 times"):
         return False
-    word = int(violation.detail.split()[1])
-    return repeated.isdisjoint((word - 1, word + 1))
+    first = last = int(violation.detail.split()[1])
+    while first - 1 in repeated:
+        first -= 1
+    while last + 1 in repeated:
+        last += 1
+    return last - first < most
 
 
 def _crashed_findings(

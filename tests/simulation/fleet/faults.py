@@ -14,7 +14,7 @@ import anyio
 
 from schemas.keys import GROUP
 from tests.simulation.fleet.fleet import Fleet
-from tests.simulation.fleet.plan import Fault, FaultKind
+from tests.simulation.fleet.plan import MAX_LATE_S, Fault, FaultKind
 from tests.simulation.fleet.providers import PORT, ProviderHost
 from tests.simulation.fleet.redis_host import RedisHost
 from tests.simulation.fleet.workers import Slot
@@ -29,13 +29,6 @@ Begin = Callable[[Fleet, Fault, Slot], Repair | None]
 
 HARD_STOP_S: Final = 6.0
 """Time after the drain timeout after which `turnbus run` exits anyway."""
-
-MAX_LATE_S: Final = 0.9
-"""Maximum lateness of a message at which the end of a turn is placed correctly.
-
-It includes the provider's own latency (guarantees, "How exact the end of a turn is"). A longer
-stall ends in a cut.
-"""
 
 CUT_WITHIN_BYTES: Final = 2_000
 

@@ -111,6 +111,14 @@ PROVIDER_FAULTS: Final = (
 """Faults of the emulated provider, as its command line writes them. Each occurs a few times."""
 
 
+MAX_LATE_S: Final = 0.9
+"""Maximum lateness of a message at which the end of a turn is placed correctly.
+
+It includes the provider's own latency (guarantees, "How exact the end of a turn is"). A longer
+stall ends in a cut.
+"""
+
+
 class FaultSpec(NamedTuple):
     """How a kind of fault is drawn."""
 

@@ -18,7 +18,7 @@ from schemas.turns import (
 )
 from tests.chaos.script import ScriptedSession, Turn
 from tests.simulation.fleet.checkers import Published, Sent, session_findings
-from tests.simulation.fleet.plan import ALWAYS, Fault, FleetPlan, FleetSession
+from tests.simulation.fleet.plan import ALWAYS, Fault, FaultKind, FleetPlan, FleetSession
 from worker.local.emulator.engines.base import AudioFormat
 
 SESSION = FleetSession(
@@ -208,3 +208,13 @@ def test_replay_that_ends_sooner_may_repeat_one_word(
     published = Published(events(STARTED, *turns, ended))
     plan = replace(PLAN, hasty_share=share)
     assert [each.rule for each in session_findings(plan, SESSION, Sent(), published)] == found
+
+
+@pytest.mark.parametrize(("kind", "found"), [("provider-slow", 0), ("provider-cut", 2)])
+def test_slow_socket_may_repeat_the_words_of_its_lag(kind: FaultKind, found: int) -> None:
+    fault = Fault(kind=kind, at_s=1.0)
+    plan = replace(PLAN, hasty_share=0.5, faults=(fault,))
+    again = [(kind, {**fields, "turn": 1}) for kind, fields in (BEGUN, turn_end("w0 w1"))]
+    ended = (SessionEnded, {"reason": "end", "turns": 2})
+    published = Published(events(STARTED, BEGUN, turn_end("w0 w1"), *again, ended))
+    assert len([*session_findings(plan, SESSION, Sent(), published)]) == found

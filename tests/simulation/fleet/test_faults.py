@@ -5,9 +5,9 @@ import asyncio
 import anyio
 import pytest
 
-from tests.simulation.fleet.faults import BEGIN, MAX_LATE_S, OF_A_WORKER
+from tests.simulation.fleet.faults import BEGIN, OF_A_WORKER
 from tests.simulation.fleet.fleet import Fleet
-from tests.simulation.fleet.plan import FAULTS, PROVIDER_FAULTS, Fault, FleetPlan
+from tests.simulation.fleet.plan import FAULTS, MAX_LATE_S, PROVIDER_FAULTS, Fault, FleetPlan
 from tests.simulation.virtual.world import World
 from worker.local.emulator.faults import parse_fault
 

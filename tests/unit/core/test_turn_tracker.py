@@ -1081,7 +1081,9 @@ def _paused(*, exact: bool = False, idle_bytes: int = 15) -> TurnTracker:
         ("one two", 70, 4, False),
         ("one two", 70, 5, True),
         ("one two", 59, 40, False),  # the replay paused, not the producer
-        ("1 2", 60, 0, True),  # another wording of all of it
+        ("1 2", 60, 14, False),
+        ("1 2", 60, 15, True),
+        ("1 2 3", 60, 0, True),  # another wording of all of it
         ("one two three four", 59, 0, True),
     ],
 )
