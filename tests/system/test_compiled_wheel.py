@@ -27,7 +27,7 @@ ON_SOURCES = (
     "tests/simulation/test_fleet.py",  # its mutants replace parts of the core
     # They replace the publisher, whose type compiled code checks.
     *("tests/simulation/test_calls.py", "tests/simulation/test_call_report.py"),
-    "tests/unit/session/test_turn_times.py",
+    *("tests/unit/session/test_turn_times.py", "tests/unit/session/test_last_words.py"),
     *("tests/simulation/fleet", "tests/simulation/redis", "tests/simulation/virtual"),
     "tests/simulation/replay",
 )
