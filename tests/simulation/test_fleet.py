@@ -28,6 +28,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - dead-letter-while-full: a worker rejects an entry while Redis is full, and is stopped.
 - dead-letter-while-its-server-is-away: a worker rejects an entry, and is killed before the dead
   letter's server is back; the next one rejects the entry again.
+- eager-end-of-the-first-turn: the lag is unknown; the next pause began before the eager end came.
 - early-end-before-a-pause: a replay ends a turn early, after all audio of a paused producer.
 - early-end: a replay ends a turn early, before the provider's lag is known, and loses its socket.
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.

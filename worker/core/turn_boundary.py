@@ -490,8 +490,11 @@ def _pauses(history: History, least: int = _MIN_END_PAUSE) -> Sequence[_Pause]:
     proposed_at = history.eager_end_at
     if proposed_at is None:
         return pauses
-    proposed = (pause for pause in pauses if history.open_until <= pause.sent < proposed_at)
-    return [*proposed] or pauses
+    proposed = [pause for pause in pauses if history.open_until <= pause.sent < proposed_at]
+    if history.usual_lag_s is None:  # no lag rules out a pause that was too short by then
+        needed = _MIN_RESUMED_PAUSE * audio.frame_bytes
+        proposed = [pause for pause in proposed if pause.sent + needed <= proposed_at] or proposed
+    return proposed or pauses
 
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
