@@ -492,9 +492,14 @@ def _pauses(history: History, least: int = _MIN_END_PAUSE) -> Sequence[_Pause]:
         return pauses
     proposed = [pause for pause in pauses if history.open_until <= pause.sent < proposed_at]
     if history.usual_lag_s is None:  # no lag rules out a pause that was too short by then
-        needed = _MIN_RESUMED_PAUSE * audio.frame_bytes
-        proposed = [pause for pause in proposed if pause.sent + needed <= proposed_at] or proposed
+        proposed = [pause for pause in proposed if _is_proposable(history, pause)] or proposed
     return proposed or pauses
+
+
+def _is_proposable(history: History, pause: _Pause) -> bool:
+    """Return whether a pause was long enough when the eager end arrived; True without one."""
+    needed = _MIN_RESUMED_PAUSE * history.audio.frame_bytes
+    return history.eager_end_at is None or pause.sent + needed <= history.eager_end_at
 
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
@@ -600,10 +605,9 @@ def _regions(history: History) -> tuple[list[Region], dict[int, int]]:
 def _lookback_suffices(history: History, pair: _Pair) -> bool:
     """Return whether no earlier audio could match better."""
     audio, pause, usual_s = history.audio, pair.pause, history.usual_lag_s
-    proposable = pause.sent + _MIN_RESUMED_PAUSE * audio.frame_bytes
     return (
         usual_s is not None
-        and (history.eager_end_at is None or proposable <= history.eager_end_at)
+        and _is_proposable(history, pause)
         and not history.arrival.burst.is_delayed
         and not pair.misfit_s
         and abs(pair.lag_s - usual_s) <= LAG_TOLERANCE_S
