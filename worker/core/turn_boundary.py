@@ -69,7 +69,6 @@ MIN_ONSET_DETECTION_S = 0.03
 """Minimum sound that the provider needs before it sends `turn.start`."""
 MAX_ONSET_DETECTION_S = 0.2
 """Maximum sound that the provider needs before it sends `turn.start`."""
-TYPICAL_ONSET_DETECTION_S = (MIN_ONSET_DETECTION_S + MAX_ONSET_DETECTION_S) / 2
 
 NOISE_CEILING = 2_000
 """Maximum level of noise, even if no frame is quieter: -24 dB of `FULL_SCALE`."""
@@ -562,7 +561,7 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
     costs = ending_costs(regions, history.messages, usual_s, following)
     for onset in history.onsets:
         # The provider may be slow on this socket. Then all messages are as late as `turn.start`.
-        lag_s = history.start.sent.at - onset.sent_at - TYPICAL_ONSET_DETECTION_S
+        lag_s = history.start.sent.at - onset.sent_at
         if lag_s > usual_s + ON_TIME_S:
             slow = ending_costs(regions, history.messages, lag_s, following)
             slower = late_cost(lag_s - usual_s)

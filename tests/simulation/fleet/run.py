@@ -232,6 +232,7 @@ class _Run:
     async def _stop(self) -> None:
         """Stop every worker, and check what stays in Redis and in the processes."""
         fleet = self._fleet
+        await anyio.sleep(POLL_S)  # requests that a fault held back arrive: one may take a permit
         for slot in fleet.slots:
             slot.start()
         with anyio.move_on_after(SETTLE_TIMEOUT_S):
