@@ -20,6 +20,7 @@ from tests.docs.pages import section
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FRAME_MS, frame_bytes
 from worker.core.send_log import RESOLUTION_S, SendLog, SendPosition
+from worker.core.turn_alignment import Message
 from worker.core.turn_boundary import (
     CERTAIN_BURST,
     KEPT_LEAD_IN_MS,
@@ -46,6 +47,7 @@ from worker.core.turn_boundary import (
     sent_audio,
     silences,
 )
+from worker.core.turn_tracker import ProviderInput
 from worker.local.pcm import encode
 
 Span = tuple[float, float]
@@ -607,6 +609,42 @@ def test_message_may_have_arrived_since_a_stall_began() -> None:
     stalled = late_end.arrival._replace(earliest_at=0.5)
     assert find_end(late_end).position == 1_300
     assert find_end(late_end._replace(arrival=stalled)).position == 750
+
+
+def test_messages_of_a_slow_socket_are_as_late_as_its_start() -> None:
+    """A replay at 1.7 times real time. The lag of its start is 0.3 s more than usual."""
+    bytes_per_s, usual_lag_s = 1_700, 0.5  # a byte is 1 ms
+    words = [(0, 645), (834, 1_434), (2_129, 2_329), (2_743, 3_000)]
+    updates_at = [0.817, 0.891, 1.055, 1.32, 1.485, 1.611]
+    start_at, end_at = updates_at[0], 1.912
+    log = SendLog()
+    for step in range(300):
+        log.add(step / 100, step * bytes_per_s // 100, step * bytes_per_s // 100)
+
+    def history(at: float) -> History:
+        sent = log.moment(at)
+        frames = range(0, sent.socket_bytes, FRAME_MS)
+        levels = [5_000 * any(begin <= at < end for begin, end in words) for at in frames]
+        audio = sent_audio(levels, 0, FRAME_MS, (), len(frames) * FRAME_MS, log)
+        return History(Arrival(sent, at, ALONE), audio, start, (), 0, 0, None, usual_lag_s, None)
+
+    start = Arrival(log.moment(start_at), start_at, ALONE)
+    onsets = find_start(history(start_at)).onsets
+    kinds = [ProviderInput.UPDATE] * len(updates_at)
+    messages = [
+        Message(ProviderInput.START, start_at, start_at, together=False),
+        *(
+            Message(kind, at, at, at == start_at)
+            for kind, at in zip(kinds, updates_at, strict=True)
+        ),
+        Message(ProviderInput.EAGER_END, end_at, end_at, together=False),
+        Message(ProviderInput.END, end_at, end_at, together=True),
+    ]
+    changed, ended = (log.moment(at).socket_bytes for at in (updates_at[-1], end_at))
+    last = history(end_at)._replace(
+        onsets=onsets, last_change=changed, eager_end_at=ended, messages=messages
+    )
+    assert words[1][1] <= find_end(last).position <= words[2][0]
 
 
 def test_sound_without_later_pause_has_no_lag() -> None:
