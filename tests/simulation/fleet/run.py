@@ -13,6 +13,7 @@ from schemas.turns import Event
 from tests.chaos.leftovers import leftovers
 from tests.simulation.fleet.checkers import Published, session_findings
 from tests.simulation.fleet.draw import draw_plan
+from tests.simulation.fleet.faults import LATE_S
 from tests.simulation.fleet.fleet import Fleet
 from tests.simulation.fleet.history import Finding, ScriptRun
 from tests.simulation.fleet.injector import FaultInjector
@@ -52,6 +53,9 @@ session whose owner died (guarantees, "Failures")."""
 
 SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
+
+DELIVERY_TIMEOUT_S: Final = 2 * LATE_S[1]
+"""Maximum time until Redis has received what lost connections have sent."""
 
 BREAKER_TIMEOUT_S: Final = 120.0
 """Maximum time until a breaker closes while sessions want its provider, which works."""
@@ -232,7 +236,7 @@ class _Run:
     async def _stop(self) -> None:
         """Stop every worker, and check what stays in Redis and in the processes."""
         fleet = self._fleet
-        await anyio.sleep(POLL_S)  # requests that a fault held back arrive: one may take a permit
+        await anyio.sleep(DELIVERY_TIMEOUT_S)  # a request on its way may take a permit
         for slot in fleet.slots:
             slot.start()
         with anyio.move_on_after(SETTLE_TIMEOUT_S):
