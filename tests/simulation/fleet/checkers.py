@@ -78,6 +78,8 @@ def session_findings(
         found = [each for each in found if not _is_repeated_at_a_cut(each, found, most)]
     if _lost_flushes(plan) >= MAX_FLUSH_ATTEMPTS:
         found = [each for each in found if not _is_end_without_answer(each)]
+    if sent.torn and not expected.style.spaced:
+        found = [each for each in found if not _is_after_a_torn_word(each, min(sent.torn))]
     if session.bad_audio is not None:
         code = BAD_AUDIO[session.bad_audio].code
         found = [each for each in found if not each.detail.startswith(f"{code}: ")]
@@ -125,6 +127,14 @@ def _is_repeated_at_a_cut(violation: Violation, found: Sequence[Violation], most
     while last + 1 in repeated:
         last += 1
     return last - first < most
+
+
+def _is_after_a_torn_word(violation: Violation, torn: int) -> bool:
+    """Return whether a word was lost after one that a replay transcribes in another way.
+
+    Without separators the text of a turn is one word, and the rest of it cannot be aligned.
+    """
+    return violation.rule == "lost" and int(violation.detail.split()[1]) > torn
 
 
 def _crashed_findings(

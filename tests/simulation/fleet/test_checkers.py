@@ -113,6 +113,24 @@ def test_torn_word_may_be_damaged() -> None:
 
 
 @pytest.mark.parametrize(
+    ("style", "torn", "found"),
+    [
+        ("none", {0}, []),
+        ("none", set(), ["lost"]),
+        ("leading", {0}, ["lost"]),
+    ],
+)
+def test_unspaced_words_after_a_torn_one_may_be_lost(
+    style: str, torn: set[int], found: list[str]
+) -> None:
+    plan = replace(PLAN, text_style=style)
+    published = events(STARTED, BEGUN, turn_end("w0"), ENDED)
+    sent = Sent(torn=frozenset(torn))
+    lost = session_findings(plan, SESSION, sent, Published(published))
+    assert [each.rule for each in lost] == found
+
+
+@pytest.mark.parametrize(
     ("provider", "texts", "found"),
     [
         ("flux", ("w0~ w1", "w0 w1"), []),
