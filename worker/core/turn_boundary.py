@@ -37,14 +37,21 @@ and none is certain, `worker.core.turn_alignment` compares them by all messages 
 import re
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf, isqrt
 from statistics import median
 from typing import NamedTuple
 
 from worker.core.levels import FRAME_MS
 from worker.core.send_log import SendLog, SendPosition
-from worker.core.turn_alignment import ON_TIME_S, Message, Region, ending_costs, late_cost
+from worker.core.turn_alignment import (
+    LATE_COST,
+    ON_TIME_S,
+    Message,
+    Region,
+    ending_costs,
+    late_cost,
+)
 
 # -- Constants. A number without an origin is a choice; `tests/simulation` measures what it does.
 
@@ -503,11 +510,7 @@ def _is_proposable(history: History, pause: _Pause) -> bool:
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
     """Return the onset that began the turn with the pause that ended it; None without a pair."""
-    start = history.start
-    # While the lag is unknown, a small burst is not enough evidence of a delay.
-    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
-    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
-    lags = [_onset_lag(history, onset, earliest_at) for onset in history.onsets]
+    lags = _onset_lags(history)
     known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
     usual_s = DEFAULT_LAG_S if known_s is None else known_s
     if not lags:  # the turn began before the lookback
@@ -519,6 +522,15 @@ def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
     ]
     # Of equal pairs, as after a long delay, take the first: the provider received it first.
     return min(pairs, key=lambda pair: pair.cost_s(usual_s), default=None)
+
+
+def _onset_lags(history: History) -> list[_OnsetLag]:
+    """Return the lag of the turn's start for each onset that may have caused it."""
+    start = history.start
+    # While the lag is unknown, a small burst is not enough evidence of a delay.
+    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
+    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
+    return [_onset_lag(history, onset, earliest_at) for onset in history.onsets]
 
 
 def _onset_lag(history: History, onset: Onset, earliest_at: float) -> _OnsetLag:
@@ -552,22 +564,42 @@ def _pair(lag: _OnsetLag, pause: _Pause, usual_s: float) -> _Pair:
 
 
 def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -> Sequence[_Pause]:
-    """Return the pause that the turn's messages fit best; all of them if that is unknown."""
-    usual_s, waiting = history.usual_lag_s, history.arrival.burst.waiting
-    if usual_s is None or (waiting and not begins):
+    """Return the pauses that the turn's messages fit best; all of them if that is unknown."""
+    waiting = history.arrival.burst.waiting
+    if waiting and not begins:
         return pauses
     regions, pause_at = _regions(history)
     following = max(1, waiting) if begins else 0
-    costs = ending_costs(regions, history.messages, usual_s, following)
-    for onset in history.onsets:
-        # The provider may be slow on this socket. Then all messages are as late as `turn.start`.
-        lag_s = history.start.sent.at - onset.sent_at
-        if lag_s > usual_s + ON_TIME_S:
-            slow = ending_costs(regions, history.messages, lag_s, following)
-            slower = late_cost(lag_s - usual_s)
-            costs = [min(cost, other + slower) for cost, other in zip(costs, slow, strict=True)]
-    best = min(pauses, key=lambda pause: costs[pause_at[pause.sent]])
-    return [best] if costs[pause_at[best.sent]] < inf else pauses
+    costs = [inf] * len(regions)
+    for lag_s, slower in _possible_lags(history):
+        found = ending_costs(regions, history.messages, lag_s, following)
+        costs = [min(cost, other + slower) for cost, other in zip(costs, found, strict=True)]
+    cost_at = {sent: costs[region] for sent, region in pause_at.items()}
+    best = min(pauses, key=lambda pause: cost_at[pause.sent])
+    if history.usual_lag_s is not None:
+        return [best] if cost_at[best.sent] < inf else pauses
+    # A pause is excluded if it needs one more late message, whatever the lag is.
+    most = cost_at[best.sent] + LATE_COST
+    return [pause for pause in pauses if cost_at[pause.sent] < most] or pauses
+
+
+def _possible_lags(history: History) -> Iterator[tuple[float, float]]:
+    """Yield lags that the provider may have on this socket, and the cost of each."""
+    usual_s = history.usual_lag_s
+    if usual_s is not None:
+        yield usual_s, 0.0
+        for onset in history.onsets:
+            # The provider may be slow on this socket. Then all messages are as late as the start.
+            lag_s = history.start.sent.at - onset.sent_at
+            if lag_s > usual_s + ON_TIME_S:
+                yield lag_s, late_cost(lag_s - usual_s)
+        return
+    if history.previous_lag_s is not None:
+        yield history.previous_lag_s, 0.0
+    for lag in _onset_lags(history):
+        most_s = min(lag.most_s, max(lag.least_s, MAX_PLAUSIBLE_LAG_S))
+        for step in range(int((most_s - lag.least_s) / ON_TIME_S) + 1):
+            yield most_s - step * ON_TIME_S, 0.0
 
 
 def _regions(history: History) -> tuple[list[Region], dict[int, int]]:

@@ -611,40 +611,78 @@ def test_message_may_have_arrived_since_a_stall_began() -> None:
     assert find_end(late_end._replace(arrival=stalled)).position == 750
 
 
-def test_messages_of_a_slow_socket_are_as_late_as_its_start() -> None:
-    """A replay at 1.7 times real time. The lag of its start is 0.3 s more than usual."""
-    bytes_per_s, usual_lag_s = 1_700, 0.5  # a byte is 1 ms
-    words = [(0, 645), (834, 1_434), (2_129, 2_329), (2_743, 3_000)]
-    updates_at = [0.817, 0.891, 1.055, 1.32, 1.485, 1.611]
-    start_at, end_at = updates_at[0], 1.912
-    log = SendLog()
-    for step in range(300):
-        log.add(step / 100, step * bytes_per_s // 100, step * bytes_per_s // 100)
+class Replay(NamedTuple):
+    """A turn that was sent at one speed to a new socket, in seconds since its first byte."""
 
-    def history(at: float) -> History:
-        sent = log.moment(at)
-        frames = range(0, sent.socket_bytes, FRAME_MS)
-        levels = [5_000 * any(begin <= at < end for begin, end in words) for at in frames]
+    bytes_per_s: int
+    """A byte is 1 ms."""
+    sounds: Sequence[Span]
+    messages: Sequence[tuple[ProviderInput, float]]
+    """From the turn's start to its end."""
+    usual_lag_s: float | None
+    starts: Burst = ALONE
+
+    def _history(self, at: float, start: Arrival | None) -> History:
+        log = SendLog()
+        for step in range(300):
+            sent_bytes = step * self.bytes_per_s // 100
+            log.add(step / 100, sent_bytes, sent_bytes)
+        arrival = Arrival(log.moment(at), at, ALONE if start else self.starts)
+        frames = range(0, arrival.sent.socket_bytes, FRAME_MS)
+        levels = [5_000 * any(begin <= at < end for begin, end in self.sounds) for at in frames]
         audio = sent_audio(levels, 0, FRAME_MS, (), len(frames) * FRAME_MS, log)
-        return History(Arrival(sent, at, ALONE), audio, start, (), 0, 0, None, usual_lag_s, None)
+        return History(arrival, audio, start or arrival, (), 0, 0, None, self.usual_lag_s, None)
 
-    start = Arrival(log.moment(start_at), start_at, ALONE)
-    onsets = find_start(history(start_at)).onsets
-    kinds = [ProviderInput.UPDATE] * len(updates_at)
-    messages = [
-        Message(ProviderInput.START, start_at, start_at, together=False),
-        *(
-            Message(kind, at, at, at == start_at)
-            for kind, at in zip(kinds, updates_at, strict=True)
-        ),
-        Message(ProviderInput.EAGER_END, end_at, end_at, together=False),
-        Message(ProviderInput.END, end_at, end_at, together=True),
-    ]
-    changed, ended = (log.moment(at).socket_bytes for at in (updates_at[-1], end_at))
-    last = history(end_at)._replace(
-        onsets=onsets, last_change=changed, eager_end_at=ended, messages=messages
-    )
-    assert words[1][1] <= find_end(last).position <= words[2][0]
+    @property
+    def last(self) -> History:
+        """What is known when the turn's end arrives."""
+        start = self._history(self.messages[0][1], None)
+        last = self._history(self.messages[-1][1], start.arrival)
+        before = [float("-inf"), *(at for _, at in self.messages)]
+        arrivals = zip(self.messages, before, strict=False)
+        sent = {kind: last.audio.log.moment(at).socket_bytes for kind, at in self.messages}
+        return last._replace(
+            onsets=find_start(start).onsets,
+            last_change=sent[ProviderInput.UPDATE],
+            eager_end_at=sent[ProviderInput.EAGER_END],
+            messages=[Message(kind, at, at, at == earlier) for (kind, at), earlier in arrivals],
+        )
+
+
+START, UPDATE, RESUME = ProviderInput.START, ProviderInput.UPDATE, ProviderInput.RESUME
+EAGER_END, END = ProviderInput.EAGER_END, ProviderInput.END
+
+REPLAYS = {
+    "all messages are as late as the start, 0.3 s later than usual": Replay(
+        1_700,
+        [(0, 645), (834, 1_434), (2_129, 2_329), (2_743, 3_000)],
+        [
+            (START, 0.817),
+            *((UPDATE, at) for at in (0.817, 0.891, 1.055, 1.32, 1.485, 1.611)),
+            *((EAGER_END, 1.912), (END, 1.912)),
+        ],
+        usual_lag_s=0.5,
+    ),
+    "the lag is unknown: no message is early or late at that of the start": Replay(
+        1_577,
+        [(0, 800), (1_123, 1_523), (2_250, 2_650), (2_857, 3_057)],
+        [
+            (START, 0.796),
+            *((UPDATE, at) for at in (0.796, 0.816, 0.936, 1.084)),
+            *((EAGER_END, 1.377), (RESUME, 1.377), (UPDATE, 1.489), (UPDATE, 1.654)),
+            *((EAGER_END, 1.786), (END, 2.037)),
+        ],
+        usual_lag_s=None,
+        starts=Burst(0.0, CERTAIN_BURST, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPLAYS)
+def test_replayed_turn_ends_after_its_second_sound(name: str) -> None:
+    replay = REPLAYS[name]
+    ends, begins = replay.sounds[1][1], replay.sounds[2][0]
+    assert ends <= find_end(replay.last).position <= begins
 
 
 def test_sound_without_later_pause_has_no_lag() -> None:
