@@ -580,7 +580,18 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
         return [best] if cost_at[best.sent] < inf else pauses
     # A pause is excluded if it needs one more late message, whatever the lag is.
     most = cost_at[best.sent] + LATE_COST
-    return [pause for pause in pauses if cost_at[pause.sent] < most] or pauses
+    return _ever_longer([pause for pause in pauses if cost_at[pause.sent] < most] or pauses)
+
+
+def _ever_longer(pauses: Sequence[_Pause]) -> Sequence[_Pause]:
+    """Return the pauses that are longer than each before: the first one long enough ends a turn."""
+    longer, longest = [], 0
+    for pause in pauses:
+        length = pause.until - pause.sent
+        if length > longest:
+            longer.append(pause)
+            longest = length
+    return longer
 
 
 def _possible_lags(history: History) -> Iterator[tuple[float, float]]:
