@@ -621,13 +621,20 @@ class Replay(NamedTuple):
     """From the turn's start to its end."""
     usual_lag_s: float | None
     starts: Burst = ALONE
+    stood_still: Span = (0.0, 0.0)
+    """When the worker stood still, just before it received the start."""
 
     def _history(self, at: float, start: Arrival | None) -> History:
         log = SendLog()
+        begin, end = self.stood_still
         for step in range(300):
-            sent_bytes = step * self.bytes_per_s // 100
-            log.add(step / 100, sent_bytes, sent_bytes)
-        arrival = Arrival(log.moment(at), at, ALONE if start else self.starts)
+            sent_at = step / 100
+            sends_for_s = sent_at - max(0.0, min(sent_at, end) - begin)
+            sent_bytes = int(sends_for_s * self.bytes_per_s)
+            log.add(sent_at, sent_bytes, sent_bytes)
+        arrival = Arrival(log.moment(at), at, ALONE)
+        if not start:
+            arrival = arrival._replace(earliest_at=begin or at, burst=self.starts)
         frames = range(0, arrival.sent.socket_bytes, FRAME_MS)
         levels = [5_000 * any(begin <= at < end for begin, end in self.sounds) for at in frames]
         audio = sent_audio(levels, 0, FRAME_MS, (), len(frames) * FRAME_MS, log)
@@ -674,6 +681,13 @@ REPLAYS = {
         ],
         usual_lag_s=None,
         starts=Burst(0.0, CERTAIN_BURST, 0),
+    ),
+    "the lag is unknown: of pauses that fit, a later one is shorter": Replay(
+        1_700,
+        [(0, 100), (150, 200), (647, 847), (1_400, 1_600)],
+        [(START, 1.91), (UPDATE, 2.47), (EAGER_END, 2.47), (END, 2.53)],
+        usual_lag_s=None,
+        stood_still=(0.1, 1.9),
     ),
 }
 
