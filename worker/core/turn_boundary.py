@@ -95,6 +95,8 @@ MAX_MISFIT_S = 0.1
 """Maximum change of lag since the turn began for which a pause inside the turn is certain."""
 MAX_PLAUSIBLE_LAG_S = 1.5
 """Maximum lag considered. A pause is certain only if no other pause fits any lag up to this."""
+SLOW_COST = 0.5
+"""Cost of a slow socket, in addition to that of a late message: one late message is likelier."""
 MIN_LAG_TURNS = 5
 """Minimum number of turns before the usual lag is known."""
 LAG_WINDOW_TURNS = 50
@@ -510,7 +512,11 @@ def _is_proposable(history: History, pause: _Pause) -> bool:
 
 def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
     """Return the onset that began the turn with the pause that ended it; None without a pair."""
-    lags = _onset_lags(history)
+    start = history.start
+    # While the lag is unknown, a small burst is not enough evidence of a delay.
+    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
+    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
+    lags = [_onset_lag(history, onset, earliest_at) for onset in history.onsets]
     known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
     usual_s = DEFAULT_LAG_S if known_s is None else known_s
     if not lags:  # the turn began before the lookback
@@ -522,15 +528,6 @@ def _best_pair(history: History, pauses: Sequence[_Pause]) -> _Pair | None:
     ]
     # Of equal pairs, as after a long delay, take the first: the provider received it first.
     return min(pairs, key=lambda pair: pair.cost_s(usual_s), default=None)
-
-
-def _onset_lags(history: History) -> list[_OnsetLag]:
-    """Return the lag of the turn's start for each onset that may have caused it."""
-    start = history.start
-    # While the lag is unknown, a small burst is not enough evidence of a delay.
-    needed = CERTAIN_BURST if history.usual_lag_s is None else MIN_BURST
-    earliest_at = start.burst.after if start.burst.messages >= needed else start.earliest_at
-    return [_onset_lag(history, onset, earliest_at) for onset in history.onsets]
 
 
 def _onset_lag(history: History, onset: Onset, earliest_at: float) -> _OnsetLag:
@@ -576,40 +573,27 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
         costs = [min(cost, other + slower) for cost, other in zip(costs, found, strict=True)]
     cost_at = {sent: costs[region] for sent, region in pause_at.items()}
     best = min(pauses, key=lambda pause: cost_at[pause.sent])
+    if cost_at[best.sent] == inf:
+        return pauses
     if history.usual_lag_s is not None:
-        return [best] if cost_at[best.sent] < inf else pauses
-    # A pause is excluded if it needs one more late message, whatever the lag is.
-    most = cost_at[best.sent] + LATE_COST
-    return _ever_longer([pause for pause in pauses if cost_at[pause.sent] < most] or pauses)
-
-
-def _ever_longer(pauses: Sequence[_Pause]) -> Sequence[_Pause]:
-    """Return the pauses that are longer than each before: the first one long enough ends a turn."""
-    longer, longest = [], 0
-    for pause in pauses:
-        length = pause.until - pause.sent
-        if length > longest:
-            longer.append(pause)
-            longest = length
-    return longer
+        return [best]
+    # While the lag is unknown, a pause must need one more late message to be excluded.
+    return [pause for pause in pauses if cost_at[pause.sent] < cost_at[best.sent] + LATE_COST]
 
 
 def _possible_lags(history: History) -> Iterator[tuple[float, float]]:
     """Yield lags that the provider may have on this socket, and the cost of each."""
-    usual_s = history.usual_lag_s
-    if usual_s is not None:
-        yield usual_s, 0.0
-        for onset in history.onsets:
+    known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
+    start_lags_s = [history.start.sent.at - onset.sent_at for onset in history.onsets]
+    if known_s is not None:
+        yield known_s, 0.0
+        for lag_s in start_lags_s:
             # The provider may be slow on this socket. Then all messages are as late as the start.
-            lag_s = history.start.sent.at - onset.sent_at
-            if lag_s > usual_s + ON_TIME_S:
-                yield lag_s, late_cost(lag_s - usual_s)
-        return
-    if history.previous_lag_s is not None:
-        yield history.previous_lag_s, 0.0
-    for lag in _onset_lags(history):
-        most_s = min(lag.most_s, max(lag.least_s, MAX_PLAUSIBLE_LAG_S))
-        for step in range(int((most_s - lag.least_s) / ON_TIME_S) + 1):
+            if lag_s > known_s + ON_TIME_S:
+                yield lag_s, late_cost(lag_s - known_s) + SLOW_COST
+    elif start_lags_s:  # only the start may be late, so the lag may be anything up to its own
+        most_s = min(max(start_lags_s), MAX_PLAUSIBLE_LAG_S)
+        for step in range(int(most_s / ON_TIME_S) + 1):
             yield most_s - step * ON_TIME_S, 0.0
 
 
