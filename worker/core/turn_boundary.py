@@ -567,9 +567,12 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
         return pauses
     regions, pause_at = _regions(history)
     following = max(1, waiting) if begins else 0
+    messages = history.messages
+    if history.usual_lag_s is None and history.start.burst.messages >= CERTAIN_BURST:
+        messages = [_delayed_start(message, history.start) for message in messages]
     costs = [inf] * len(regions)
     for lag_s, slower in _possible_lags(history):
-        found = ending_costs(regions, history.messages, lag_s, following)
+        found = ending_costs(regions, messages, lag_s, following)
         costs = [min(cost, other + slower) for cost, other in zip(costs, found, strict=True)]
     cost_at = {sent: costs[region] for sent, region in pause_at.items()}
     best = min(pauses, key=lambda pause: cost_at[pause.sent])
@@ -579,6 +582,12 @@ def _best_aligned(history: History, pauses: Sequence[_Pause], *, begins: bool) -
         return [best]
     # While the lag is unknown, a pause must need one more late message to be excluded.
     return [pause for pause in pauses if cost_at[pause.sent] < cost_at[best.sent] + LATE_COST]
+
+
+def _delayed_start(message: Message, start: Arrival) -> Message:
+    """Return a message; if it is the delayed start, with the earliest time of its burst."""
+    is_start = message.at == start.sent.at and not message.together
+    return message._replace(earliest_at=start.burst.after) if is_start else message
 
 
 def _possible_lags(history: History) -> Iterator[tuple[float, float]]:

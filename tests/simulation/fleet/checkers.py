@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from schemas.turns import Event, SessionEnded, SessionError, TurnEagerEnd, TurnEnd, TurnUpdate
-from tests.chaos.script import spans
+from tests.chaos.script import ScriptedSession, spans
 from tests.chaos.signals import Signals, signal_violations
 from tests.simulation.fleet.bad_entries import BAD_AUDIO
 from tests.simulation.fleet.history import Finding
@@ -79,7 +79,8 @@ def session_findings(
     if _lost_flushes(plan) >= MAX_FLUSH_ATTEMPTS:
         found = [each for each in found if not _is_end_without_answer(each)]
     if sent.torn and not expected.style.spaced:
-        found = [each for each in found if not _is_after_a_torn_word(each, min(sent.torn))]
+        unknown = _words_after_torn(script, sent.torn)
+        found = [each for each in found if not _is_lost_word(each, unknown)]
     if session.bad_audio is not None:
         code = BAD_AUDIO[session.bad_audio].code
         found = [each for each in found if not each.detail.startswith(f"{code}: ")]
@@ -129,12 +130,22 @@ def _is_repeated_at_a_cut(violation: Violation, found: Sequence[Violation], most
     return last - first < most
 
 
-def _is_after_a_torn_word(violation: Violation, torn: int) -> bool:
-    """Return whether a word was lost after one that a replay transcribes in another way.
+def _words_after_torn(script: ScriptedSession, torn: frozenset[int]) -> set[int]:
+    """Return the words after a torn one, up to the end of its turn.
 
-    Without separators the text of a turn is one word, and the rest of it cannot be aligned.
+    A replay transcribes a torn word in another way. Without separators the text of a turn is one
+    word, so the rest of it cannot be aligned.
     """
-    return violation.rule == "lost" and int(violation.detail.split()[1]) > torn
+    found, first = set[int](), 0
+    for turn in script.turns:
+        words = range(first, first + len(turn.pauses_ms) + 1)
+        first = words.stop
+        found.update(range(min(torn.intersection(words), default=first), first))
+    return found
+
+
+def _is_lost_word(violation: Violation, words: set[int]) -> bool:
+    return violation.rule == "lost" and int(violation.detail.split()[1]) in words
 
 
 def _crashed_findings(

@@ -55,7 +55,8 @@ SETTLE_TIMEOUT_S: Final = 60.0
 """Maximum time until nothing is left of ended sessions and of killed workers."""
 
 DELIVERY_TIMEOUT_S: Final = 2 * LATE_S[1]
-"""Maximum time until Redis has received what lost connections have sent."""
+"""Maximum time until Redis has received what lost connections have sent: a segment may arrive in
+two parts, each that late."""
 
 BREAKER_TIMEOUT_S: Final = 120.0
 """Maximum time until a breaker closes while sessions want its provider, which works."""
@@ -236,9 +237,9 @@ class _Run:
     async def _stop(self) -> None:
         """Stop every worker, and check what stays in Redis and in the processes."""
         fleet = self._fleet
-        await anyio.sleep(DELIVERY_TIMEOUT_S)  # a request on its way may take a permit
         for slot in fleet.slots:
             slot.start()
+        await anyio.sleep(DELIVERY_TIMEOUT_S)  # a request on its way may take a permit
         with anyio.move_on_after(SETTLE_TIMEOUT_S):
             while not self._has_settled():
                 await anyio.sleep(POLL_S)

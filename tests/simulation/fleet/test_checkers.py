@@ -115,19 +115,20 @@ def test_torn_word_may_be_damaged() -> None:
 @pytest.mark.parametrize(
     ("style", "torn", "found"),
     [
-        ("none", {0}, []),
-        ("none", set(), ["lost"]),
-        ("leading", {0}, ["lost"]),
+        ("none", {0}, ["word 2", "word 3"]),  # only in the turn of the torn word
+        ("none", set(), ["word 1", "word 2", "word 3"]),
+        ("leading", {0}, ["word 1", "word 2", "word 3"]),
     ],
 )
 def test_unspaced_words_after_a_torn_one_may_be_lost(
     style: str, torn: set[int], found: list[str]
 ) -> None:
     plan = replace(PLAN, text_style=style)
+    script = replace(SESSION.script, turns=SESSION.script.turns * 2)
     published = events(STARTED, BEGUN, turn_end("w0"), ENDED)
     sent = Sent(torn=frozenset(torn))
-    lost = session_findings(plan, SESSION, sent, Published(published))
-    assert [each.rule for each in lost] == found
+    lost = session_findings(plan, replace(SESSION, script=script), sent, Published(published))
+    assert [each.detail for each in lost] == found
 
 
 @pytest.mark.parametrize(

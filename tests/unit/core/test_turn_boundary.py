@@ -611,57 +611,64 @@ def test_message_may_have_arrived_since_a_stall_began() -> None:
     assert find_end(late_end._replace(arrival=stalled)).position == 750
 
 
-class Replay(NamedTuple):
-    """A turn that was sent at one speed to a new socket, in seconds since its first byte."""
+class Exchange(NamedTuple):
+    """A turn of two sounds and what the provider sent, in seconds since the socket's first byte."""
 
-    bytes_per_s: int
-    """A byte is 1 ms."""
     sounds: Sequence[Span]
+    """In milliseconds. Those after the first two belong to the next turn."""
     messages: Sequence[tuple[ProviderInput, float]]
     """From the turn's start to its end."""
-    usual_lag_s: float | None
-    starts: Burst = ALONE
-    stood_still: Span = (0.0, 0.0)
-    """When the worker stood still, just before it received the start."""
+    usual_lag_s: float | None = None
+    previous_lag_s: float | None = None
+    bytes_per_s: int = 1_000
+    """A byte is 1 ms."""
+    start_burst: Burst = ALONE
+    end_burst: Burst = ALONE
 
-    def _history(self, at: float, start: Arrival | None) -> History:
+    def _history(self, at: float, burst: Burst, start: Arrival | None) -> History:
         log = SendLog()
-        begin, end = self.stood_still
-        for step in range(300):
-            sent_at = step / 100
-            sends_for_s = sent_at - max(0.0, min(sent_at, end) - begin)
-            sent_bytes = int(sends_for_s * self.bytes_per_s)
-            log.add(sent_at, sent_bytes, sent_bytes)
-        arrival = Arrival(log.moment(at), at, ALONE)
-        if not start:
-            arrival = arrival._replace(earliest_at=begin or at, burst=self.starts)
+        for step in range(int(at * 50) + 1):
+            sent_bytes = step * self.bytes_per_s // 50
+            log.add(step / 50, sent_bytes, sent_bytes)
+        arrival = Arrival(log.moment(at), at, burst)
         frames = range(0, arrival.sent.socket_bytes, FRAME_MS)
         levels = [5_000 * any(begin <= at < end for begin, end in self.sounds) for at in frames]
         audio = sent_audio(levels, 0, FRAME_MS, (), len(frames) * FRAME_MS, log)
-        return History(arrival, audio, start or arrival, (), 0, 0, None, self.usual_lag_s, None)
+        lags_s = (self.usual_lag_s, self.previous_lag_s)
+        return History(arrival, audio, start or arrival, (), 0, 0, None, *lags_s)
 
     @property
     def last(self) -> History:
         """What is known when the turn's end arrives."""
-        start = self._history(self.messages[0][1], None)
-        last = self._history(self.messages[-1][1], start.arrival)
+        start = self._history(self.messages[0][1], self.start_burst, None)
+        onsets = find_start(start).onsets
+        last = self._history(self.messages[-1][1], self.end_burst, start.arrival)
+        open_until, eager_end_at = onsets[0].sent, None
+        for kind, at in self.messages:
+            if kind is RESUME:
+                resumed = self._history(at, ALONE, start.arrival)._replace(open_until=open_until)
+                open_until = find_resume(resumed)
+            if kind in (RESUME, EAGER_END):
+                received = last.audio.log.moment(at).socket_bytes
+                eager_end_at = received if kind is EAGER_END else None
         before = [float("-inf"), *(at for _, at in self.messages)]
-        arrivals = zip(self.messages, before, strict=False)
-        sent = {kind: last.audio.log.moment(at).socket_bytes for kind, at in self.messages}
+        pairs = zip(self.messages, before, strict=False)
+        last_update_at = max(at for kind, at in self.messages if kind is UPDATE)
         return last._replace(
-            onsets=find_start(start).onsets,
-            last_change=sent[ProviderInput.UPDATE],
-            eager_end_at=sent[ProviderInput.EAGER_END],
-            messages=[Message(kind, at, at, at == earlier) for (kind, at), earlier in arrivals],
+            onsets=onsets,
+            last_change=last.audio.log.moment(last_update_at).socket_bytes,
+            open_until=open_until,
+            eager_end_at=eager_end_at,
+            messages=[Message(kind, at, at, at == earlier) for (kind, at), earlier in pairs],
         )
 
 
 START, UPDATE, RESUME = ProviderInput.START, ProviderInput.UPDATE, ProviderInput.RESUME
 EAGER_END, END = ProviderInput.EAGER_END, ProviderInput.END
+CERTAINLY_DELAYED = Burst(0.0, CERTAIN_BURST, 0)
 
-REPLAYS = {
-    "all messages are as late as the start, 0.3 s later than usual": Replay(
-        1_700,
+EXCHANGES = {
+    "a slow socket: all messages are as late as the start, 0.3 s later than usual": Exchange(
         [(0, 645), (834, 1_434), (2_129, 2_329), (2_743, 3_000)],
         [
             (START, 0.817),
@@ -669,9 +676,19 @@ REPLAYS = {
             *((EAGER_END, 1.912), (END, 1.912)),
         ],
         usual_lag_s=0.5,
+        bytes_per_s=1_660,
     ),
-    "the lag is unknown: no message is early or late at that of the start": Replay(
-        1_577,
+    "one late start": Exchange(
+        [(500, 1_000), (1_400, 1_500)],
+        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.77), (EAGER_END, 1.96), (END, 2.05)],
+        usual_lag_s=0.34,
+    ),
+    "one late start, and no eager end": Exchange(
+        [(500, 1_000), (1_400, 1_500)],
+        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.77), (END, 2.0)],
+        usual_lag_s=0.34,
+    ),
+    "unknown lag: nothing is early or late at that of the start": Exchange(
         [(0, 800), (1_123, 1_523), (2_250, 2_650), (2_857, 3_057)],
         [
             (START, 0.796),
@@ -679,24 +696,56 @@ REPLAYS = {
             *((EAGER_END, 1.377), (RESUME, 1.377), (UPDATE, 1.489), (UPDATE, 1.654)),
             *((EAGER_END, 1.786), (END, 2.037)),
         ],
-        usual_lag_s=None,
-        starts=Burst(0.0, CERTAIN_BURST, 0),
+        bytes_per_s=1_577,
+        start_burst=CERTAINLY_DELAYED,
     ),
-    "the lag is unknown: of pauses that fit, a later one is shorter": Replay(
-        1_700,
-        [(0, 100), (150, 200), (647, 847), (1_400, 1_600)],
-        [(START, 1.91), (UPDATE, 2.47), (EAGER_END, 2.47), (END, 2.53)],
-        usual_lag_s=None,
-        stood_still=(0.1, 1.9),
+    "unknown lag: a late start": Exchange(
+        [(500, 900), (1_300, 1_600)],
+        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.8), (EAGER_END, 2.15), (END, 2.3)],
     ),
+    "unknown lag: a provider that needs 0.2 s of sound to start": Exchange(
+        [(500, 900), (1_300, 1_600)],
+        [(START, 1.0), (UPDATE, 1.2), (UPDATE, 1.8), (END, 2.1)],
+    ),
+    "unknown lag: a longer pause inside the turn": Exchange(
+        [(500, 900), (1_700, 1_900)],
+        [*((kind, 1.32) for kind in (START, UPDATE, UPDATE)), (UPDATE, 2.15), (END, 2.6)],
+        start_burst=CERTAINLY_DELAYED,
+    ),
+    "previous lag: a longer pause inside the turn": Exchange(
+        [(500, 900), (1_700, 1_900)],
+        [*((kind, 1.32) for kind in (START, UPDATE, UPDATE)), (UPDATE, 2.15), (END, 2.6)],
+        previous_lag_s=0.34,
+        start_burst=CERTAINLY_DELAYED,
+    ),
+    "previous lag: a cough before the turn": Exchange(
+        [(500, 550), (800, 1_100), (1_500, 1_600)],
+        [(START, 1.14), (UPDATE, 1.3), (UPDATE, 1.88), (END, 2.15)],
+        previous_lag_s=0.34,
+    ),
+    "previous lag: a resumed pause": Exchange(
+        [(500, 800), (1_400, 1_600), (2_350, 2_500)],
+        [
+            *((START, 1.8), (UPDATE, 1.8), (UPDATE, 1.82), (EAGER_END, 2.16)),
+            *((RESUME, 2.69), (UPDATE, 2.75), (END, 3.15)),
+        ],
+        previous_lag_s=0.34,
+        start_burst=CERTAINLY_DELAYED,
+    ),
+}
+"""The last word of each turn ends at `LAST_WORDS[name]`; by default it is the second sound."""
+
+LAST_WORDS = dict.fromkeys(EXCHANGES, 1) | {
+    "previous lag: a cough before the turn": 2,
+    "previous lag: a resumed pause": 2,
 }
 
 
-@pytest.mark.parametrize("name", REPLAYS)
-def test_replayed_turn_ends_after_its_second_sound(name: str) -> None:
-    replay = REPLAYS[name]
-    ends, begins = replay.sounds[1][1], replay.sounds[2][0]
-    assert ends <= find_end(replay.last).position <= begins
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_messages_show_where_the_turn_ended(name: str) -> None:
+    sounds, last = [*EXCHANGES[name].sounds, (float("inf"), 0.0)], LAST_WORDS[name]
+    cut = find_end(EXCHANGES[name].last).position
+    assert sounds[last][1] <= cut <= sounds[last + 1][0]
 
 
 def test_sound_without_later_pause_has_no_lag() -> None:
