@@ -2,7 +2,7 @@
 
 The provider sends every message because of audio: a start and a resume because a sound begins, an
 update because of words, an eager end and an end because of a silence. It sends them in the order of
-that audio. They arrive the usual lag later; some are late, and none is early.
+that audio. They arrive one lag later; some are late, and none is much earlier.
 
 An alignment assigns each message to a region of the audio, in order. A message on time costs
 nothing. A late one costs more the later it is. If it arrived together with the message before it,
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from worker.core.turn_tracker import ProviderInput
 
 ON_TIME_S = 0.1
-"""Delay beyond the usual lag up to which a message is on time."""
+"""Delay beyond the lag up to which a message is on time."""
 LATE_COST = 3.0
 """Cost of a late message: one in twenty is late, and e to the power of -3 is one in twenty."""
 LATE_COST_PER_S = 1.0
@@ -63,7 +63,7 @@ class Region(NamedTuple):
 def ending_costs(
     regions: Sequence[Region],
     messages: Sequence[Message],
-    usual_lag_s: float,
+    lag_s: float,
     following: int = 0,
 ) -> list[float]:
     """Return, for each region, the cost if the turn ended in its pause; infinity if it cannot.
@@ -75,7 +75,7 @@ def ending_costs(
     proposed = False
     for message in messages:
         costs = [
-            reached + _cost(message, region, usual_lag_s, first=not at)
+            reached + _cost(message, region, lag_s, first=not at)
             for at, (region, reached) in enumerate(
                 zip(regions, _reached(message.kind, regions, costs, proposed=proposed), strict=True)
             )
@@ -83,7 +83,7 @@ def ending_costs(
         proposed = message.kind is ProviderInput.EAGER_END
     # The sound after the pause starts the next turn, and the pause after that sound ends it, or is
     # at least proposed as its end. Those messages are late too, if they did not arrive.
-    expected_at = messages[-1].at - usual_lag_s
+    expected_at = messages[-1].at - lag_s
     for at, region in enumerate(regions[1:]):
         if not following:
             costs[at] += late_cost(expected_at - region.begins_at)
@@ -116,7 +116,7 @@ def _reached(
     return reached
 
 
-def _cost(message: Message, region: Region, usual_lag_s: float, *, first: bool) -> float:
+def _cost(message: Message, region: Region, lag_s: float, *, first: bool) -> float:
     """Return the cost of a message sent because of this region."""
     earliest = latest = region.begins_at
     match message.kind:
@@ -130,10 +130,10 @@ def _cost(message: Message, region: Region, usual_lag_s: float, *, first: bool) 
         earliest, latest = -inf, region.over_at
     if earliest == inf:
         return inf
-    early_s = earliest - (message.at - usual_lag_s)
+    early_s = earliest - (message.at - lag_s)
     if early_s > 0 or message.together:
         return _early_cost(early_s)
-    return late_cost(message.earliest_at - usual_lag_s - latest)
+    return late_cost(message.earliest_at - lag_s - latest)
 
 
 def _early_cost(early_s: float) -> float:
@@ -141,6 +141,6 @@ def _early_cost(early_s: float) -> float:
 
 
 def late_cost(delay_s: float) -> float:
-    """Return the cost of a message that arrives this long after the usual lag."""
+    """Return the cost of a message that arrives this long after its lag."""
     late_s = delay_s - ON_TIME_S
     return LATE_COST + LATE_COST_PER_S * late_s if late_s > 0 else 0.0

@@ -592,15 +592,17 @@ def _delayed_start(message: Message, start: Arrival) -> Message:
 
 def _possible_lags(history: History) -> Iterator[tuple[float, float]]:
     """Yield lags that the provider may have on this socket, and the cost of each."""
-    known_s = history.previous_lag_s if history.usual_lag_s is None else history.usual_lag_s
+    usual_s = history.usual_lag_s
     start_lags_s = [history.start.sent.at - onset.sent_at for onset in history.onsets]
-    if known_s is not None:
-        yield known_s, 0.0
+    if usual_s is not None:
+        yield usual_s, 0.0
         for lag_s in start_lags_s:
             # The provider may be slow on this socket. Then all messages are as late as the start.
-            if lag_s > known_s + ON_TIME_S:
-                yield lag_s, late_cost(lag_s - known_s) + SLOW_COST
-    elif start_lags_s:  # only the start may be late, so the lag may be anything up to its own
+            if lag_s > usual_s + ON_TIME_S:
+                yield lag_s, late_cost(lag_s - usual_s) + SLOW_COST
+    # The lag of one previous turn may be measured wrongly, and would exclude the right pause.
+    elif start_lags_s and history.previous_lag_s is None:
+        # Only the start may be late, so the lag may be anything up to its own.
         most_s = min(max(start_lags_s), MAX_PLAUSIBLE_LAG_S)
         for step in range(int(most_s / ON_TIME_S) + 1):
             yield most_s - step * ON_TIME_S, 0.0

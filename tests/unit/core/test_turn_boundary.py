@@ -718,6 +718,11 @@ EXCHANGES = {
         previous_lag_s=0.34,
         start_burst=CERTAINLY_DELAYED,
     ),
+    "previous lag: measured 0.3 s too high": Exchange(
+        [(500, 900), (1_400, 1_700), (2_800, 3_000)],
+        [(START, 0.84), (UPDATE, 1.05), (UPDATE, 1.95), (END, 2.3)],
+        previous_lag_s=0.64,
+    ),
     "previous lag: a cough before the turn": Exchange(
         [(500, 550), (800, 1_100), (1_500, 1_600)],
         [(START, 1.14), (UPDATE, 1.3), (UPDATE, 1.88), (END, 2.15)],
