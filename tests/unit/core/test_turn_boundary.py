@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from schemas.audio import Encoding
 from tests.docs.pages import section
-from tests.unit.core.exchange import ALONE, EAGER_END, END, RESUME, START, UPDATE, Exchange
+from tests.unit.core.exchange import ALONE, Span
 from tests.unit.core.loudness import loudness
 from worker.core.levels import FRAME_MS, frame_bytes
 from worker.core.send_log import RESOLUTION_S, SendLog, SendPosition
@@ -48,8 +48,6 @@ from worker.core.turn_boundary import (
     silences,
 )
 from worker.local.pcm import encode
-
-Span = tuple[float, float]
 
 
 class Service(NamedTuple):
@@ -606,94 +604,6 @@ def test_message_may_have_arrived_since_a_stall_began() -> None:
     stalled = late_end.arrival._replace(earliest_at=0.5)
     assert find_end(late_end).position == 1_300
     assert find_end(late_end._replace(arrival=stalled)).position == 750
-
-
-CERTAINLY_DELAYED = Burst(0.0, CERTAIN_BURST, 0)
-
-EXCHANGES = {
-    "a slow socket: all messages are as late as the start, 0.3 s later than usual": Exchange(
-        [(0, 645), (834, 1_434), (2_129, 2_329), (2_743, 3_000)],
-        [
-            (START, 0.817),
-            *((UPDATE, at) for at in (0.817, 0.891, 1.055, 1.32, 1.485, 1.611)),
-            *((EAGER_END, 1.912), (END, 1.912)),
-        ],
-        usual_lag_s=0.5,
-        bytes_per_s=1_660,
-    ),
-    "one late start": Exchange(
-        [(500, 1_000), (1_400, 1_500)],
-        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.77), (EAGER_END, 1.96), (END, 2.05)],
-        usual_lag_s=0.34,
-    ),
-    "one late start, and no eager end": Exchange(
-        [(500, 1_000), (1_400, 1_500)],
-        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.77), (END, 2.0)],
-        usual_lag_s=0.34,
-    ),
-    "unknown lag: nothing is early or late at that of the start": Exchange(
-        [(0, 800), (1_123, 1_523), (2_250, 2_650), (2_857, 3_057)],
-        [
-            (START, 0.796),
-            *((UPDATE, at) for at in (0.796, 0.816, 0.936, 1.084)),
-            *((EAGER_END, 1.377), (RESUME, 1.377), (UPDATE, 1.489), (UPDATE, 1.654)),
-            *((EAGER_END, 1.786), (END, 2.037)),
-        ],
-        bytes_per_s=1_577,
-        start_burst=CERTAINLY_DELAYED,
-    ),
-    "unknown lag: a late start": Exchange(
-        [(500, 900), (1_300, 1_600)],
-        [(START, 1.14), (UPDATE, 1.2), (UPDATE, 1.8), (EAGER_END, 2.15), (END, 2.3)],
-    ),
-    "unknown lag: a provider that needs 0.2 s of sound to start": Exchange(
-        [(500, 900), (1_300, 1_600)],
-        [(START, 1.0), (UPDATE, 1.2), (UPDATE, 1.8), (END, 2.1)],
-    ),
-    "unknown lag: a longer pause inside the turn": Exchange(
-        [(500, 900), (1_700, 1_900)],
-        [*((kind, 1.32) for kind in (START, UPDATE, UPDATE)), (UPDATE, 2.15), (END, 2.6)],
-        start_burst=CERTAINLY_DELAYED,
-    ),
-    "previous lag: a longer pause inside the turn": Exchange(
-        [(500, 900), (1_700, 1_900)],
-        [*((kind, 1.32) for kind in (START, UPDATE, UPDATE)), (UPDATE, 2.15), (END, 2.6)],
-        previous_lag_s=0.34,
-        start_burst=CERTAINLY_DELAYED,
-    ),
-    "previous lag: measured 0.3 s too high": Exchange(
-        [(500, 900), (1_400, 1_700), (2_800, 3_000)],
-        [(START, 0.84), (UPDATE, 1.05), (UPDATE, 1.95), (END, 2.3)],
-        previous_lag_s=0.64,
-    ),
-    "previous lag: a cough before the turn": Exchange(
-        [(500, 550), (800, 1_100), (1_500, 1_600)],
-        [(START, 1.14), (UPDATE, 1.3), (UPDATE, 1.88), (END, 2.15)],
-        previous_lag_s=0.34,
-    ),
-    "previous lag: a resumed pause": Exchange(
-        [(500, 800), (1_400, 1_600), (2_350, 2_500)],
-        [
-            *((START, 1.8), (UPDATE, 1.8), (UPDATE, 1.82), (EAGER_END, 2.16)),
-            *((RESUME, 2.69), (UPDATE, 2.75), (END, 3.15)),
-        ],
-        previous_lag_s=0.34,
-        start_burst=CERTAINLY_DELAYED,
-    ),
-}
-"""The last word of each turn ends at `LAST_WORDS[name]`; by default it is the second sound."""
-
-LAST_WORDS = dict.fromkeys(EXCHANGES, 1) | {
-    "previous lag: a cough before the turn": 2,
-    "previous lag: a resumed pause": 2,
-}
-
-
-@pytest.mark.parametrize("name", EXCHANGES)
-def test_messages_show_where_the_turn_ended(name: str) -> None:
-    sounds, last = [*EXCHANGES[name].sounds, (float("inf"), 0.0)], LAST_WORDS[name]
-    cut = find_end(EXCHANGES[name].last).position
-    assert sounds[last][1] <= cut <= sounds[last + 1][0]
 
 
 def test_sound_without_later_pause_has_no_lag() -> None:
