@@ -34,6 +34,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - failover-of-an-owner: Redis loses an owner's last events; its next commit is refused with `gap`.
 - hidden-session: its entry, its owner and the group are gone; the search of each hour finds it.
 - last-word-before-a-pause: a turn moves to a provider without times, and no audio follows its end.
+- late-start-of-a-slow-socket: its start is the latest message; the next turn is one word.
 - lost-end-and-entry: the same, and the entry is deleted meanwhile.
 - lost-end: Redis loses the end of a session before the worker removes its entry.
 - moved-breaker: a breaker opens while its slot moves; its script may not remove the key first.
@@ -42,6 +43,7 @@ KEPT = sorted((Path(__file__).parent / "fleet" / "kept").glob("*.json"))
 - restored-while-it-runs: a worker claims the restored entry of a session that it still runs.
 - second-stop-during-a-restart: the second SIGTERM of a drain comes when the next process runs.
 - slow-socket: all messages of a replay are late, and its start shows by how much.
+- slow-socket-of-a-first-turn: the same while the lag is unknown, after a burst.
 - start-with-the-end: the first turn's end and the next start arrive together, from a fast provider.
 - stopped-session-taken: a refused commit stops a session; its owner lives, and does not renew it.
 """

@@ -115,6 +115,8 @@ class Provider(NamedTuple):
     """Silence before an eager end; None without."""
     measured_too_high_s: float | None = None
     """By how much the lag of the turn before was measured too high; None without such a turn."""
+    slow_s: tuple[float, float] | None = None
+    """How much more than the usual lag the socket has, from and to; None if no lag is usual."""
 
 
 def _draw(rng: random.Random, provider: Provider) -> tuple[Exchange, tuple[float, float]]:
@@ -140,10 +142,13 @@ def _draw(rng: random.Random, provider: Provider) -> tuple[Exchange, tuple[float
         latest_at = max(latest_at, sent_at + lag_s + late * rng.expovariate(1 / 0.3))
         arrived.append((kind, latest_at))
     following = int(1e3 * max(decides_s + last / 1e3, latest_at)) + rng.randrange(100, 1_500, 10)
-    high_s = provider.measured_too_high_s
+    high_s, usual_lag_s = provider.measured_too_high_s, None
+    if provider.slow_s:
+        usual_lag_s, slow_s = lag_s + detects_s, rng.uniform(*provider.slow_s)
+        arrived = [(kind, at + slow_s) for kind, at in arrived]
     previous_lag_s = None if high_s is None else lag_s + detects_s + high_s
     sounds.append((following, following + 400))
-    return Exchange(sounds, arrived, previous_lag_s=previous_lag_s), (last, following)
+    return Exchange(sounds, arrived, usual_lag_s, previous_lag_s), (last, following)
 
 
 @pytest.mark.parametrize(
@@ -153,15 +158,20 @@ def _draw(rng: random.Random, provider: Provider) -> tuple[Exchange, tuple[float
         (Provider(eager_s=0.25), 0),
         (Provider(late_share=0.05), 0),
         (Provider(late_share=0.05, eager_s=0.25), 0),
-        (Provider(late_start=True), 15),
-        (Provider(late_start=True, eager_s=0.25), 2),
+        (Provider(late_start=True), 26),
+        (Provider(late_start=True, eager_s=0.25), 3),
         (Provider(measured_too_high_s=0.0), 0),
         (Provider(measured_too_high_s=0.3), 0),
         (Provider(measured_too_high_s=0.3, eager_s=0.25), 0),
+        (Provider(slow_s=(0.0, 0.0)), 0),
+        (Provider(slow_s=(0.0, 0.0), late_share=0.05), 0),
+        (Provider(slow_s=(0.0, 0.0), late_start=True), 0),
+        (Provider(slow_s=(0.2, 1.0)), 1),
+        (Provider(slow_s=(0.2, 1.0), eager_s=0.25), 1),
     ],
 )
-def test_few_first_turns_are_cut_at_another_pause(provider: Provider, most: int) -> None:
-    rng, wrong = random.Random(f"{provider}"), 0
+def test_few_random_turns_are_cut_at_another_pause(provider: Provider, most: int) -> None:
+    rng, wrong = random.Random(1), 0
     for _ in range(TURNS):
         exchange, (earliest, latest) = _draw(rng, provider)
         wrong += not earliest <= find_end(exchange.last).position <= latest
