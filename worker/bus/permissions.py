@@ -1,6 +1,7 @@
 """Permissions: whether the Redis user may run every command and use every key of a worker.
 
-Each command is run once on a temporary key. A script that only reads their types names the
+Each command is run on temporary keys. A script creates them together with their expiry, so that
+none stays if the connection is lost in between. A script that only reads their types names the
 worker's keys.
 """
 
@@ -28,8 +29,14 @@ PROBE_TTL_S = 60
 MAX_NAMED_COMMANDS = 5
 """Maximum number of unknown commands that a message names."""
 
-_SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
-_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_TYPE_SCRIPT = "#!lua flags=allow-oom\nreturn redis.call('TYPE', KEYS[1])"
+_CREATE_SCRIPT = """#!lua flags=allow-oom
+redis.call('XADD', KEYS[1], '1-1', 'probe', '')
+redis.call('SADD', KEYS[2], 'probe')
+redis.call('ZADD', KEYS[3], 1, 'probe')
+redis.call('HSET', KEYS[4], 'probe', '')
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[1]) end
+"""
 
 
 class MissingPermissions(msgspec.Struct, frozen=True):
@@ -82,18 +89,20 @@ async def find_missing(redis: Redis, keys: Keys) -> MissingPermissions:
     waits = False
     kinds = {keys.sessions: "stream", keys.lost: "zset"}
     kinds |= {keys.gate: "zset", keys.gate_holders: "hash"}
-    probes = [(f"{lane}*", command) for command in _probe_commands(stream, f"{stream}:value")]
+    probes = [(f"{lane}*", command) for command in _probe_commands(stream)]
     own = (
         *(keys.sessions, keys.lanes, keys.dead, keys.workers),
         *(keys.gate, keys.gate_holders, keys.sweep, keys.lost, keys.search),
     )
-    probes += [(key, ("EVALSHA", _SHA, 1, key)) for key in own]
+    probes += [(key, ("EVALSHA", _sha(_TYPE_SCRIPT), 1, key)) for key in own]
     await _reject_replica(redis, stream)
+    creation = _creation_commands(stream)
     async with redis.pipeline(transaction=False) as pipe:
-        for _, command in probes:
+        for command in (*creation, *(command for _, command in probes)):
             pipe.execute_command(*command)
         replies = await pipe.execute(raise_on_error=False)
-    for (key, command), reply in zip(probes, replies, strict=True):
+    # The probes repeat each command of the creation, and so report its errors by name.
+    for (key, command), reply in zip(probes, replies[len(creation) :], strict=True):
         if isinstance(reply, NoPermissionError):
             if denies_command(reply):
                 commands.append(str(command[0]))
@@ -147,10 +156,24 @@ async def _reject_replica(redis: Redis, key: str) -> None:
         pass  # the pipeline repeats the command and reports the error
 
 
-def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
-    """Yield each command that a worker or its scripts run. The last one removes the stream."""
-    yield "XADD", stream, "1-1", "probe", ""
-    yield "EXPIRE", stream, PROBE_TTL_S  # in case UNLINK is denied
+def _temporary_keys(stream: str) -> tuple[str, str, str, str]:
+    return stream, f"{stream}:set", f"{stream}:sorted", f"{stream}:hash"
+
+
+def _creation_commands(stream: str) -> tuple[tuple[str | int, ...], ...]:
+    """Return the commands that create the temporary keys."""
+    keys = _temporary_keys(stream)
+    return (
+        ("SCRIPT LOAD", _CREATE_SCRIPT),
+        ("EVALSHA", _sha(_CREATE_SCRIPT), len(keys), *keys, PROBE_TTL_S),
+    )
+
+
+def _probe_commands(stream: str) -> Iterator[tuple[str | int, ...]]:
+    """Yield each command that a worker or its scripts run. The last one removes the keys."""
+    _, members, scores, fields = keys = _temporary_keys(stream)
+    yield "XADD", stream, "1-2", "probe", ""
+    yield "EXPIRE", stream, PROBE_TTL_S
     yield "XGROUP CREATE", stream, "probe", "0"
     yield "XREADGROUP", "GROUP", "probe", "probe", "COUNT", 1, "STREAMS", stream, ">"
     yield "XPENDING", stream, "probe"
@@ -167,24 +190,23 @@ def _probe_commands(stream: str, value: str) -> Iterator[tuple[str | int, ...]]:
     yield "XTRIM", stream, "MINID", "1-1"
     yield "EXISTS", stream
     yield "TYPE", stream
-    yield "SCRIPT LOAD", _SCRIPT
-    yield "EVALSHA", _SHA, 1, stream
+    yield "SCRIPT LOAD", _TYPE_SCRIPT
+    yield "EVALSHA", _sha(_TYPE_SCRIPT), 1, stream
     yield ("TIME",)
     yield "SCAN", 0, "MATCH", stream, "COUNT", 1
-    yield "SET", value, "probe", "EX", PROBE_TTL_S
-    yield "UNLINK", value
-    yield "SADD", value, "probe"
-    yield "EXPIRE", value, PROBE_TTL_S
-    yield "UNLINK", value
-    yield "ZADD", value, 1, "probe"
-    yield "EXPIRE", value, PROBE_TTL_S
-    yield "ZRANK", value, "probe"
-    yield "ZRANGE", value, 0, -1
-    yield "ZREM", value, "probe"
-    yield "HSET", value, "probe", ""
-    yield "EXPIRE", value, PROBE_TTL_S
-    yield "HGET", value, "probe"
-    yield "HMGET", value, "probe"
-    yield "HGETALL", value
-    yield "HDEL", value, "probe"
-    yield "UNLINK", stream
+    yield "SADD", members, "probe"
+    yield "ZADD", scores, 1, "probe"
+    yield "ZRANK", scores, "probe"
+    yield "ZRANGE", scores, 0, -1
+    yield "ZREM", scores, "probe"
+    yield "HSET", fields, "probe", ""
+    yield "HGET", fields, "probe"
+    yield "HMGET", fields, "probe"
+    yield "HGETALL", fields
+    yield "HDEL", fields, "probe"
+    yield "SET", stream, "probe", "EX", PROBE_TTL_S
+    yield "UNLINK", *keys
+
+
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

@@ -71,9 +71,7 @@ async def test_worker_passes_check(acl: Acl) -> None:
 
 
 def test_worker_has_no_unused_rights() -> None:
-    probed = {
-        str(probe[0]).lower().replace(" ", "|") for probe in _probe_commands("stream", "value")
-    }
+    probed = {str(probe[0]).lower().replace(" ", "|") for probe in _probe_commands("stream")}
     granted = {rule[1:] for rule in users()["worker"] if rule.startswith("+")}
     assert granted == probed | BESIDE_PROBES
 
