@@ -5,7 +5,15 @@ from msgspec.structs import replace
 from tests.simulation.fleet.draw import draw_plan
 from tests.simulation.fleet.history import Finding
 from tests.simulation.fleet.plan import FAULTS
-from tests.simulation.fleet.report import PHASES, STATES, TRACKER, Outcome, Totals, text_of
+from tests.simulation.fleet.report import (
+    EACH_STATE_SEEDS,
+    PHASES,
+    STATES,
+    TRACKER,
+    Outcome,
+    Totals,
+    text_of,
+)
 
 OUTCOME = Outcome(
     plan=draw_plan(5),
@@ -51,3 +59,11 @@ def test_text_names_failures_by_seed() -> None:
     assert "seed 5:" in text
     assert "lost: call-1 word 3" in text
     assert "seeds: 2" in text
+
+
+def test_text_lists_missed_states_of_many_seeds() -> None:
+    totals = Totals()
+    totals.add(OUTCOME)
+    assert "never reached" not in text_of(totals)
+    totals.runs = EACH_STATE_SEEDS
+    assert "never reached by stop: parked" in text_of(totals)
