@@ -1,7 +1,8 @@
 """What a finished run must show: words, order of events, marks, and the end of every session."""
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from schemas.turns import Event, SessionEnded, SessionError, TurnEagerEnd, TurnEnd, TurnUpdate
 from tests.chaos.script import ScriptedSession, spans
@@ -14,6 +15,9 @@ from worker.bench.checker import Appended, Expected, Violation, ended_words, vio
 from worker.local.emulator.engines.script_text import STYLES
 from worker.local.emulator.engines.script_words import WORD_MS
 from worker.session.receiver import MAX_FLUSH_ATTEMPTS
+
+_CUTS_A_FLUSH: Final = re.compile(r"@flush|@between-turns")
+"""Provider faults that may cut a socket that flushes, also one whose turn has not started."""
 
 
 class Sent(NamedTuple):
@@ -97,7 +101,8 @@ def session_findings(
 
 def _lost_flushes(plan: FleetPlan) -> int:
     """Return how many sockets providers may cut while a worker flushes the last audio."""
-    return sum("flush" in fault.spec for fault in plan.faults)
+    specs = [fault.spec for fault in plan.faults if _CUTS_A_FLUSH.search(fault.spec)]
+    return sum(int(spec.rpartition("count=")[2]) for spec in specs)
 
 
 def _is_end_without_answer(violation: Violation) -> bool:

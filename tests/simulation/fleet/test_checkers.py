@@ -187,10 +187,21 @@ def test_only_a_session_that_always_crashes_may_end_early() -> None:
     assert crashed_rules(STARTED, BEGUN, turn_end("w0"), ENDED, sent=early) == ["lost"]
 
 
-@pytest.mark.parametrize(("cuts", "rules"), [(2, ["reported"]), (3, [])])
-def test_gap_is_accepted_after_cuts_in_every_flush(cuts: int, rules: list[str]) -> None:
-    cut = Fault(kind="provider-fault", at_s=1.0, spec="cut@flushed,count=1")
-    plan = replace(PLAN, faults=(cut,) * cuts)
+@pytest.mark.parametrize(
+    ("spec", "faults", "rules"),
+    [
+        ("cut@flushed,count=1", 2, ["reported"]),
+        ("cut@flushed,count=1", 3, []),
+        ("close=1011@between-turns,count=2", 1, ["reported"]),
+        ("close=1011@between-turns,count=2", 2, []),  # a turn's words may still be on their way
+        ("cut@opened,count=2", 2, ["reported"]),
+    ],
+)
+def test_gap_is_accepted_after_cuts_in_every_flush(
+    spec: str, faults: int, rules: list[str]
+) -> None:
+    cut = Fault(kind="provider-fault", at_s=1.0, spec=spec)
+    plan = replace(PLAN, faults=(cut,) * faults)
     gap = (AudioGap, {"missing_ms": 100, "reason": "watchdog"})
     ended = events(STARTED, BEGUN, turn_end("w0 w1"), gap, ENDED)
     found = session_findings(plan, SESSION, Sent(), Published(ended))
